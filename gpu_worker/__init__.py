@@ -1,0 +1,1 @@
+"""One worker per device: finds devices, claims jobs, supervises the trainer process."""

@@ -1,0 +1,101 @@
+"""What an operator can set, each as the environment variable CELORA_<NAME>.
+
+docs/settings.md is the table of these; a test holds that it names every one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="CELORA_", frozen=True, extra="ignore")
+
+    database_url: str = Field("", description="Postgres URL; empty: the embedded server in `home`")
+    broker_url: str = Field("", description="Celery broker URL; empty: a folder in `home`")
+    artifacts: str = Field("", description="fsspec URL for checkpoints, prepared data and adapters")
+    home: Path = Field(Path("~/.celora"), description="folder for all local state")
+
+    lease_seconds: float = Field(60, gt=0, description="how long an attempt owns a job unrenewed")
+    renew_seconds: float = Field(10, gt=0, description="how often a lease is renewed")
+    control_seconds: float = Field(2, gt=0, description="how often a stop request is looked for")
+    kill_margin_seconds: float = Field(
+        10, gt=0, description="time kept before the lease's end for killing the trainer"
+    )
+    stop_grace_seconds: float = Field(
+        60, gt=0, description="time a stopping trainer has to write its checkpoint"
+    )
+    poll_seconds: float = Field(5, gt=0, description="dispatcher's pass without a wake-up")
+    resend_seconds: float = Field(
+        30, gt=0, description="age at which an unclaimed ticket is published again"
+    )
+    gpu_heartbeat_seconds: float = Field(5, gt=0, description="how often a GPU reports itself")
+    gpu_stale_seconds: float = Field(
+        30, gt=0, description="age of a heartbeat at which a GPU counts as gone"
+    )
+    trainer_idle_seconds: float = Field(
+        900, gt=0, description="idle time after which the warm trainer leaves"
+    )
+    max_losses: int = Field(
+        3, ge=1, description="losses without a new checkpoint after which a job fails"
+    )
+    prepare_in_flight: int = Field(
+        8, ge=1, description="preprocessing tickets that may wait or run at once"
+    )
+    usage_half_life_seconds: float = Field(
+        86_400, gt=0, description="half-life of a tenant's GPU use in the fair share"
+    )
+    max_row_problems: int = Field(
+        50, ge=1, description="row problems listed before the rest is counted"
+    )
+    remote_code_models: str = Field(
+        "", description="comma-separated base models that may run their own code"
+    )
+    dataset_roots: str = Field(
+        "", description="path-separated folders that data sets may be read from; empty: any"
+    )
+    allow_scripted: bool = Field(
+        False, description="accept `scripted:` base models (fault and chaos tests)"
+    )
+
+    def at_home(self, *parts: str) -> Path:
+        """A path below `home`, which is expanded and absolute."""
+        return self.home.expanduser().absolute().joinpath(*parts)
+
+    @property
+    def artifacts_url(self) -> str:
+        return self.artifacts or str(self.at_home("artifacts"))
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return self.broker_url or f"filesystem://{self.at_home('broker')}"
+
+    @property
+    def embedded_postgres(self) -> Path:
+        """Folder of the embedded server: data, binaries where copied, and its 0700 socket folder.
+
+        PostgreSQL refuses to run as root, and the unprivileged user it then runs under cannot
+        look into root's home: root's server lives in /var/lib/celora instead.
+        """
+        if os.geteuid() != 0:
+            return self.at_home("postgres")
+        name = hashlib.sha256(str(self.at_home()).encode()).hexdigest()[:12]
+        return Path("/var/lib/celora") / name
+
+    @property
+    def resolved_database_url(self) -> str:
+        if self.database_url:
+            return self.database_url
+        return f"postgresql+psycopg://celora@/celora?host={self.embedded_postgres / 'socket'}"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once. Tests call `settings.cache_clear()`."""
+    return Settings()

@@ -1,0 +1,239 @@
+"""JobSpec: everything a user can say about one fine-tuning job.
+
+Flat on purpose: the command's options, the HTTP short form and the Python call carry the same names.
+A field is only ever added, never renamed or removed, while `version` stays the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.errors import SpecError
+
+Method = Literal["lora", "qlora", "full"]
+Shape = Literal["auto", "instruction", "prompt_completion", "messages", "sharegpt", "text"]
+Optimizer = Literal["auto", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"]
+Tracker = Literal["wandb", "tensorboard", "mlflow"]
+
+PROJECTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+COLUMN_ROLES = frozenset(
+    {
+        "instruction",
+        "input",
+        "output",
+        "prompt",
+        "completion",
+        "messages",
+        "conversations",
+        "text",
+        "system",
+    }
+)
+DEFAULT_LEARNING_RATES: dict[str, float] = {"lora": 1e-4, "qlora": 2e-4, "full": 2e-5}
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w .:/-]*$")]
+
+
+class JobSpec(BaseModel):
+    """One fine-tuning job. Frozen; an unknown field is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = Field(1, description="version of this schema")
+    name: Name | None = Field(
+        None, description="a name people recognise the job by, 1–64 characters"
+    )
+
+    # The base model
+    base_model: str = Field(
+        min_length=1, description="hub name, folder or fsspec URL of the base model"
+    )
+    base_revision: str | None = Field(
+        None, description="hub revision (branch, tag or commit); pinned to a commit when resolved"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run the model's own code; the administrator's allow-list must name it"
+    )
+
+    # The data
+    dataset: str = Field(
+        min_length=1, description="path, fsspec URL or hub name of the training data"
+    )
+    dataset_revision: str | None = Field(None, description="hub revision of the data set")
+    dataset_split: str = Field("train", description="split to read from a hub or saved data set")
+    eval_dataset: str | None = Field(
+        None, description="held-out data; without it a part of `dataset` is split off"
+    )
+    shape: Shape = Field("auto", description="record shape; `auto` detects and says it")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="role → column name, for data with other names: {prompt: question}",
+    )
+    validation_fraction: float = Field(
+        0.05, ge=0, le=0.5, description="part split off for evaluation, 0–0.5, by a hash of the row"
+    )
+    max_sequence_length: int = Field(
+        2048, ge=8, le=1_048_576, description="tokens per row, 8–1048576"
+    )
+    over_long: Literal["truncate", "drop"] = Field(
+        "truncate", description="what happens to a row longer than `max_sequence_length`"
+    )
+    loss_on: Literal["answer", "all"] = Field("answer", description="tokens that carry loss")
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto", description="several rows in one sequence; `auto`: off below 100 optimizer steps"
+    )
+
+    # The method
+    method: Method = Field("lora", description="lora, qlora (NF4 base) or full")
+    rank: int = Field(16, ge=1, le=1024, description="LoRA rank, 1–1024")
+    alpha: float = Field(32, gt=0, le=4096, description="LoRA scale numerator, over 0 up to 4096")
+    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout, 0 up to (not) 1")
+    target_modules: Literal["auto"] | tuple[str, ...] = Field(
+        PROJECTION_LAYERS, description="layers that get an adapter; `auto` finds the linear ones"
+    )
+    use_rslora: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
+    bf16_pure: bool = Field(False, description="full only: weights in bfloat16 instead of fp32")
+
+    # The optimisation
+    epochs: float = Field(3, gt=0, le=1000, description="passes over the data, over 0 up to 1000")
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer steps, at least 1; overrides `epochs`"
+    )
+    batch_size: int = Field(4, ge=1, le=4096, description="rows per micro-batch, 1–4096")
+    gradient_accumulation: int = Field(
+        4, ge=1, le=4096, description="micro-batches per optimizer step, 1–4096"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="peak rate; default 1e-4 lora, 2e-4 qlora, 2e-5 full"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="rate schedule")
+    warmup_steps: int = Field(
+        100, ge=0, description="steps of linear warm-up, never more than a tenth of the run"
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay, 0–1")
+    gradient_clip: float = Field(0.3, gt=0, description="largest gradient norm, over 0")
+    optimizer: Optimizer = Field(
+        "auto", description="auto: paged_adamw_8bit for qlora, adamw_torch otherwise"
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="compute type; `auto` takes the best the device has"
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="recompute activations; `auto`: on with CUDA, off on a CPU"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto", description="attention kernel; `auto`: variable-length where installed, else sdpa"
+    )
+    seed: int = Field(42, ge=0, le=2_147_483_647, description="seed of weights, order and dropout")
+
+    # The run
+    checkpoint_every_steps: int = Field(
+        200, ge=1, description="optimizer steps between checkpoints"
+    )
+    keep_checkpoints: int = Field(
+        3, ge=1, description="newest registered checkpoints that are kept"
+    )
+    log_every_steps: int = Field(10, ge=1, description="optimizer steps between progress lines")
+    eval_every_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between held-out losses; none: only at the end"
+    )
+    time_limit_seconds: int = Field(86_400, ge=1, description="GPU time after which the job fails")
+    on_non_finite: Literal["fail", "stop_at_checkpoint"] = Field(
+        "fail", description="NaN or infinite loss: fail, or end at the last good checkpoint"
+    )
+
+    # The evaluation
+    evaluate: bool = Field(True, description="compare base and tuned model on the held-out rows")
+    eval_generate_rows: int = Field(
+        200, ge=0, le=100_000, description="held-out rows answered by generation; 0: loss only"
+    )
+    eval_max_new_tokens: int = Field(256, ge=1, le=32_768, description="tokens per answer, at most")
+    eval_answer_pattern: str | None = Field(
+        None, description="regular expression whose first group (or match) is compared exactly"
+    )
+
+    # Placement and records
+    priority: int = Field(0, ge=-100, le=100, description="higher goes first within a tenant")
+    gpus: Literal[1] = Field(1, description="devices per job; reserved, always 1")
+    track: tuple[Tracker, ...] = Field((), description="trackers fed beside Postgres")
+    track_project: str | None = Field(None, description="project or experiment name there")
+    metadata: dict[str, str] = Field(default_factory=dict, description="the caller's own labels")
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str]) -> dict[str, str]:
+        unknown = sorted(set(columns) - COLUMN_ROLES)
+        if unknown:
+            roles = ", ".join(sorted(COLUMN_ROLES))
+            raise ValueError(f"unknown role {unknown[0]!r}; roles are {roles}")
+        return columns
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _module_names(cls, value: Any) -> Any:
+        if value == ["auto"]:
+            return "auto"
+        if isinstance(value, (list, tuple)) and (not value or not all(value)):
+            raise ValueError("name at least one layer, or use 'auto'")
+        return value
+
+    @field_validator("eval_answer_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.method == "qlora" and "lm_head" in self.target_modules:
+            raise ValueError("target_modules: a quantised base takes no adapter on lm_head")
+        if self.bf16_pure and self.method != "full":
+            raise ValueError("bf16_pure: only for method 'full'")
+        return self
+
+    @property
+    def scripted(self) -> bool:
+        """True for the scripted trainer, which plays a script instead of training."""
+        return self.base_model.startswith("scripted:")
+
+    @property
+    def resolved_learning_rate(self) -> float:
+        return self.learning_rate or DEFAULT_LEARNING_RATES[self.method]
+
+    @property
+    def resolved_optimizer(self) -> str:
+        if self.optimizer != "auto":
+            return self.optimizer
+        return "paged_adamw_8bit" if self.method == "qlora" else "adamw_torch"
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows (or packs) per optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
+    def resolved_warmup_steps(self, total_steps: int) -> int:
+        """Warm-up for a run of `total_steps`: never more than a tenth of it."""
+        return min(self.warmup_steps, total_steps // 10)
+
+
+def parse_spec(fields: dict[str, Any]) -> JobSpec:
+    """A JobSpec from untrusted fields. Raises SpecError that names the field, not pydantic's error."""
+    try:
+        return JobSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "spec"
+        others = error.error_count() - 1
+        what = first["msg"].removeprefix("Value error, ")
+        raise SpecError(
+            what + (f" (and {others} more fields are wrong)" if others else ""),
+            where=field,
+            remedy="`celora submit --help` lists every field with its range",
+        ) from None

@@ -1,0 +1,28 @@
+"""The tables, one subject a file. Units stand in column names; times are timestamptz."""
+
+from models.tables.attempts import Attempt
+from models.tables.base import Base
+from models.tables.gpus import Gpu, GpuSample
+from models.tables.history import Counter, Event, LogLine, Metric
+from models.tables.jobs import Job
+from models.tables.outbox import Ticket
+from models.tables.products import Artifact, Checkpoint, Evaluation, Sample
+from models.tables.tenants import Tenant
+
+__all__ = [
+    "Artifact",
+    "Attempt",
+    "Base",
+    "Checkpoint",
+    "Counter",
+    "Evaluation",
+    "Event",
+    "Gpu",
+    "GpuSample",
+    "Job",
+    "LogLine",
+    "Metric",
+    "Sample",
+    "Tenant",
+    "Ticket",
+]

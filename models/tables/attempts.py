@@ -1,0 +1,52 @@
+"""An attempt: one holder of a job's fence, with its lease. Rows stay for ever as the job's history."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Text
+
+from models.tables.base import Base, Created, Instant, RowId
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("job_id", "fence"),
+        # The database itself refuses a second live attempt on one GPU, or of one job.
+        Index(
+            "uq_attempts_live_gpu",
+            "gpu_id",
+            unique=True,
+            postgresql_where=text("ended_at IS NULL AND gpu_id IS NOT NULL"),
+        ),
+        Index(
+            "uq_attempts_live_job",
+            "job_id",
+            unique=True,
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[RowId]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    gpu_id: Mapped[int | None] = mapped_column(ForeignKey("gpus.id"))  # none: preprocessing
+    first_stage: Mapped[str]
+    # Stages this attempt has claimed, each at most once: a second ticket finds its stage here.
+    claimed_stages: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), server_default=text("'{}'::text[]")
+    )
+    worker: Mapped[str | None]
+    worker_session: Mapped[str | None]
+    trainer_pid: Mapped[int | None]
+    trainer_warm: Mapped[bool | None]
+    placed_at: Mapped[Created]
+    claimed_at: Mapped[Instant | None]
+    lease_until: Mapped[Instant | None]  # on the database's clock; none until claimed
+    ended_at: Mapped[Instant | None]
+    outcome: Mapped[str | None]
+    reason: Mapped[str | None]  # why it ended, in words
+    start_step: Mapped[int | None]
+    end_step: Mapped[int | None]

@@ -1,0 +1,90 @@
+"""A job: what was asked, where it stands, and what came of it. Postgres is the queue of record."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.states import JobState, Stage, StopReason
+from models.tables.base import Base, Created, Instant, Json
+
+
+def one_of(column: str, values: type[JobState] | type[Stage] | type[StopReason]) -> str:
+    """A CHECK that a text column holds one of an enumeration's values.
+
+    Text with a check, not a Postgres enum: a check is replaced in one migration that an old
+    worker survives.
+    """
+    listed = ", ".join(f"'{value.value}'" for value in values)
+    return f"{column} IN ({listed})"
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(one_of("state", JobState), name="state_known"),
+        CheckConstraint(one_of("stage", Stage), name="stage_known"),
+        CheckConstraint(one_of("stop_requested", StopReason), name="stop_known"),
+        # Placement probes the best job of each tenant here: the order is the dispatcher's.
+        Index(
+            "ix_jobs_queue",
+            "tenant_id",
+            text("priority DESC"),
+            "queued_at",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("ix_jobs_pending", "created_at", "id", postgresql_where=text("state = 'pending'")),
+        Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
+        Index("ix_jobs_created_at_id", "created_at", "id"),
+        Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
+        Index("uq_jobs_tenant_id_idempotency_key", "tenant_id", "idempotency_key", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # ftjob-…, random: never reused
+    tenant_id: Mapped[int] = mapped_column(ForeignKey("tenants.id"))
+    user_name: Mapped[str]
+    name: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+
+    spec: Mapped[Json]  # JobSpec as JSON, whole: what was asked is never rewritten
+    base_model: Mapped[str]  # copied from spec, for people's SQL
+    method: Mapped[str]
+    priority: Mapped[int]
+
+    state: Mapped[str] = mapped_column(server_default="pending")
+    stage: Mapped[str] = mapped_column(server_default="preprocess")
+    # Raised by one at each placement; every later write of an attempt carries it.
+    fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    stop_requested: Mapped[str | None]
+    stop_requested_at: Mapped[Instant | None]
+    # Losses since the last new checkpoint; at `max_losses` the job fails.
+    losses: Mapped[int] = mapped_column(server_default="0")
+    # Smaller micro-batch after running out of memory: {batch_size, gradient_accumulation}.
+    overrides: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
+
+    # What preprocessing found: the verdict, and where the prepared data lies.
+    verdict: Mapped[Json | None]
+    prepared_url: Mapped[str | None]
+    data_digest: Mapped[str | None]
+    base_revision: Mapped[str | None]  # resolved commit, or digest of a folder's config and weights
+
+    # Progress, written in batches by the fence's holder.
+    step: Mapped[int] = mapped_column(server_default="0")
+    total_steps: Mapped[int | None]
+    epoch: Mapped[float | None]
+    train_loss: Mapped[float | None]
+    tokens_per_second: Mapped[float | None]
+    trained_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    progress_at: Mapped[Instant | None]
+    activity: Mapped[str | None]  # what it does right now, in words: "loading the base model"
+
+    adapter_url: Mapped[str | None]
+    result: Mapped[Json | None]  # summary of the run: losses, evaluation, versions, seconds
+    error: Mapped[Json | None]  # CeloraError.record()
+    gpu_seconds: Mapped[float] = mapped_column(server_default="0")
+
+    created_at: Mapped[Created]
+    queued_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    started_at: Mapped[Instant | None]  # first claim by a GPU worker
+    finished_at: Mapped[Instant | None]

@@ -1,0 +1,26 @@
+"""Tickets to publish: written with the decision they carry, sent by the relay, kept until claimed."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.tables.base import Base, Created, Instant, RowId
+
+
+class Ticket(Base):
+    __tablename__ = "outbox"
+    __table_args__ = (
+        Index("ix_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),
+        Index("ix_outbox_job_id_fence", "job_id", "fence"),
+    )
+
+    id: Mapped[RowId]
+    job_id: Mapped[str]
+    fence: Mapped[int] = mapped_column(BigInteger)
+    stage: Mapped[str]  # first stage of the chain that is published
+    queue: Mapped[str]
+    created_at: Mapped[Created]
+    sent_at: Mapped[Instant | None]
+    send_attempts: Mapped[int] = mapped_column(server_default="0")
+    last_error: Mapped[str | None]

@@ -1,0 +1,80 @@
+"""What a run produces: checkpoints, artifacts and evaluations. Only registered files count."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.tables.base import Base, Created, Instant, Json, RowId
+
+
+class Checkpoint(Base):
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "fence", "step"),)
+
+    id: Mapped[RowId]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int]
+    url: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    trained_tokens: Mapped[int] = mapped_column(BigInteger)
+    metrics: Mapped[Json]
+    registered_at: Mapped[Created]
+    deleted_at: Mapped[Instant | None]  # set before the files go: a row never promises lost files
+
+
+class Artifact(Base):
+    __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_job_id", "job_id"),)
+
+    id: Mapped[RowId]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str]  # adapter, model, prepared
+    url: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str | None]
+    created_at: Mapped[Created]
+    deleted_at: Mapped[Instant | None]
+
+
+class Evaluation(Base):
+    """One model on one held-out set. The base's row serves every later job with the same key."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        UniqueConstraint("job_id", "subject"),
+        Index("ix_evaluations_cache_key", "cache_key"),
+    )
+
+    id: Mapped[RowId]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    subject: Mapped[str]  # base, tuned
+    cache_key: Mapped[str | None]  # base only: revision, quantisation, data digest, settings
+    rows: Mapped[int]
+    generated_rows: Mapped[int]
+    loss: Mapped[float]
+    perplexity: Mapped[float]
+    token_accuracy: Mapped[float]
+    exact_match: Mapped[float | None]  # 0–1
+    bleu: Mapped[float | None]  # 0–100, sacrebleu
+    rouge_l: Mapped[float | None]  # 0–1, F-measure
+    seconds: Mapped[float]
+    answers: Mapped[list[str] | None] = mapped_column(JSONB)
+    created_at: Mapped[Created]
+
+
+class Sample(Base):
+    """A held-out prompt with the expected, the base's and the tuned model's answer."""
+
+    __tablename__ = "samples"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    prompt: Mapped[str]
+    expected: Mapped[str]
+    base_answer: Mapped[str | None]
+    tuned_answer: Mapped[str | None]

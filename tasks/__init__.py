@@ -1,0 +1,1 @@
+"""The Celery side: task names, thin task bodies, the chains and the dispatcher."""

@@ -1,0 +1,24 @@
+"""Names that other systems rely on: tasks, queues, workers. They only grow."""
+
+from __future__ import annotations
+
+SUBMIT = "celora.submit"
+PREPROCESS = "celora.preprocess"
+TRAIN = "celora.train"
+EVALUATE = "celora.evaluate"
+
+CPU_QUEUE = "celora.cpu"
+# Where a foreign app's `send_task` lands when it sets no queue.
+DEFAULT_QUEUE = "celery"
+
+
+def gpu_queue(host: str, index: int) -> str:
+    return f"celora.gpu.{host}.{index}"
+
+
+def gpu_worker(host: str, index: int) -> str:
+    return f"gpu{index}@{host}"
+
+
+def cpu_worker(host: str) -> str:
+    return f"cpu@{host}"
