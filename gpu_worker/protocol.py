@@ -80,7 +80,7 @@ class Activity(_Line):
 
 
 class BaseChecked(_Line):
-    """The warm base was compared with its snapshot before a job; `differences` is empty if clean."""
+    """The warm base was compared with its snapshot before a job; clean: no `differences`."""
 
     type: Literal["base_checked"] = "base_checked"
     warm: bool  # False: freshly loaded for this job

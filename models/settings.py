@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         "", description="path-separated folders that data sets may be read from; empty: any"
     )
     allow_scripted: bool = Field(
-        False, description="accept `scripted:` base models (fault and chaos tests)"
+        default=False, description="accept `scripted:` base models (fault and chaos tests)"
     )
 
     def at_home(self, *parts: str) -> Path:

@@ -1,7 +1,7 @@
 """JobSpec: everything a user can say about one fine-tuning job.
 
-Flat on purpose: the command's options, the HTTP short form and the Python call carry the same names.
-A field is only ever added, never renamed or removed, while `version` stays the same.
+Flat on purpose: the command's options, the HTTP short form and the Python call carry the same
+names. A field is only ever added, never renamed or removed, while `version` stays the same.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class JobSpec(BaseModel):
         None, description="hub revision (branch, tag or commit); pinned to a commit when resolved"
     )
     trust_remote_code: bool = Field(
-        False, description="run the model's own code; the administrator's allow-list must name it"
+        default=False,
+        description="run the model's own code; the administrator's allow-list must name it",
     )
 
     # The data
@@ -94,8 +95,12 @@ class JobSpec(BaseModel):
     target_modules: Literal["auto"] | tuple[str, ...] = Field(
         PROJECTION_LAYERS, description="layers that get an adapter; `auto` finds the linear ones"
     )
-    use_rslora: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
-    bf16_pure: bool = Field(False, description="full only: weights in bfloat16 instead of fp32")
+    use_rslora: bool = Field(
+        default=False, description="scale by alpha/√rank instead of alpha/rank"
+    )
+    bf16_pure: bool = Field(
+        default=False, description="full only: weights in bfloat16 instead of fp32"
+    )
 
     # The optimisation
     epochs: float = Field(3, gt=0, le=1000, description="passes over the data, over 0 up to 1000")
@@ -146,7 +151,9 @@ class JobSpec(BaseModel):
     )
 
     # The evaluation
-    evaluate: bool = Field(True, description="compare base and tuned model on the held-out rows")
+    evaluate: bool = Field(
+        default=True, description="compare base and tuned model on the held-out rows"
+    )
     eval_generate_rows: int = Field(
         200, ge=0, le=100_000, description="held-out rows answered by generation; 0: loss only"
     )
@@ -224,7 +231,7 @@ class JobSpec(BaseModel):
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:
-    """A JobSpec from untrusted fields. Raises SpecError that names the field, not pydantic's error."""
+    """A JobSpec from untrusted fields. Raises SpecError, which names the field that is wrong."""
     try:
         return JobSpec.model_validate(fields)
     except ValidationError as error:

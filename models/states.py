@@ -1,6 +1,7 @@
 """The life of a job: its states, its stages, and the edges between states.
 
-docs/job-lifecycle.md draws this table; tests hold every edge that is allowed and every one that is not.
+docs/job-lifecycle.md draws this table; tests hold every edge that is allowed and every one that
+is not.
 """
 
 from __future__ import annotations

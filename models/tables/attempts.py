@@ -1,4 +1,4 @@
-"""An attempt: one holder of a job's fence, with its lease. Rows stay for ever as the job's history."""
+"""An attempt: one holder of a job's fence, with its lease. Rows stay as the job's history."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from models.states import JobState, Stage, StopReason
 from models.tables.base import Base, Created, Instant, Json
 
 
-def one_of(column: str, values: type[JobState] | type[Stage] | type[StopReason]) -> str:
+def one_of(column: str, values: type[JobState | Stage | StopReason]) -> str:
     """A CHECK that a text column holds one of an enumeration's values.
 
     Text with a check, not a Postgres enum: a check is replaced in one migration that an old

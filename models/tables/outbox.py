@@ -1,4 +1,4 @@
-"""Tickets to publish: written with the decision they carry, sent by the relay, kept until claimed."""
+"""Tickets to publish: written with the decision they carry, sent by the relay."""
 
 from __future__ import annotations
 
