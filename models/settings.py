@@ -9,6 +9,7 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -92,7 +93,8 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         if self.database_url:
             return self.database_url
-        return f"postgresql+psycopg://celora@/celora?host={self.embedded_postgres / 'socket'}"
+        folder = quote(str(self.embedded_postgres / "socket"))
+        return f"postgresql+psycopg://celora@/celora?host={folder}"
 
 
 @lru_cache(maxsize=1)
