@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +24,11 @@ class Settings(BaseSettings):
     artifacts: str = Field("", description="fsspec URL for checkpoints, prepared data and adapters")
     home: Path = Field(Path("~/.celora"), description="folder for all local state")
 
+    host: str = Field("", description="name of this machine in queues and tables; empty: its own")
+    lock_folder: str = Field(
+        "", description="folder of the device locks, one for all users of a machine; empty: /run/lock"
+    )
+
     lease_seconds: float = Field(60, gt=0, description="how long an attempt owns a job unrenewed")
     renew_seconds: float = Field(10, gt=0, description="how often a lease is renewed")
     control_seconds: float = Field(2, gt=0, description="how often a stop request is looked for")
@@ -31,6 +37,12 @@ class Settings(BaseSettings):
     )
     stop_grace_seconds: float = Field(
         60, gt=0, description="time a stopping trainer has to write its checkpoint"
+    )
+    cancel_grace_seconds: float = Field(
+        5, gt=0, description="time a cancelled trainer has to stop by itself and stay warm"
+    )
+    trainer_start_seconds: float = Field(
+        300, gt=0, description="time a new trainer process has to say that it is ready"
     )
     poll_seconds: float = Field(5, gt=0, description="dispatcher's pass without a wake-up")
     resend_seconds: float = Field(
@@ -68,6 +80,10 @@ class Settings(BaseSettings):
     def at_home(self, *parts: str) -> Path:
         """A path below `home`, which is expanded and absolute."""
         return self.home.expanduser().absolute().joinpath(*parts)
+
+    @property
+    def resolved_host(self) -> str:
+        return self.host or socket.gethostname()
 
     @property
     def artifacts_url(self) -> str:
