@@ -26,7 +26,7 @@ class Settings(BaseSettings):
 
     host: str = Field("", description="name of this machine in queues and tables; empty: its own")
     lock_folder: str = Field(
-        "", description="folder of the device locks, one for all users of a machine; empty: /run/lock"
+        "", description="folder of the GPU locks, one for all users of a machine"
     )
 
     lease_seconds: float = Field(60, gt=0, description="how long an attempt owns a job unrenewed")
