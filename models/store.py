@@ -18,6 +18,8 @@ from models.errors import InputError, UnavailableError
 from models.settings import settings
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Written last to a remote folder, which has no rename that would make it appear at once.
+_WHOLE = "_whole"
 
 
 def is_local(url: str) -> bool:
@@ -68,13 +70,14 @@ def upload(folder: Path, url: str) -> None:
             staging = target.with_name(target.name + ".incoming")
             shutil.rmtree(staging, ignore_errors=True)
             shutil.copytree(folder, staging)
-            staging.rename(target)
+            _appear(staging, target)
         return
     try:
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(url)
         filesystem.put(f"{folder}/", f"{path}/", recursive=True)
+        filesystem.touch(f"{path}/{_WHOLE}")
     except OSError as error:
         raise UnavailableError(f"the artifact store refused a write: {error}", where=url) from error
 
@@ -96,19 +99,31 @@ def download(url: str, folder: Path) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         filesystem.get(f"{path}/", f"{staging}/", recursive=True)
-        staging.rename(folder)
+        (staging / _WHOLE).unlink()
+        _appear(staging, folder)
     except OSError as error:
         raise UnavailableError(f"the artifact store refused a read: {error}", where=url) from error
     return folder
 
 
+def _appear(staging: Path, target: Path) -> None:
+    """Rename into place. Whoever was quicker put the same content there: theirs stays."""
+    try:
+        staging.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(staging)
+
+
 def exists(url: str) -> bool:
+    """True when a whole folder stands at `url`; one that is still being written does not count."""
     if is_local(url):
         return local_path(url).exists()
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(url)
-    return bool(filesystem.exists(path))
+    return bool(filesystem.exists(f"{path}/{_WHOLE}"))
 
 
 def remove(url: str) -> None:
