@@ -1,0 +1,180 @@
+"""A RabbitMQ of the test run's own: loopback only, own node, own epmd, own data folder.
+
+It needs the server's programs, not root: where they are missing and we are root on a Debian-like
+system, the package is installed with apt, without letting it start the system's service.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from models.errors import SetupError
+from tests.postgres_server import free_port
+
+# Debian's commands on the PATH insist on root or their own user; the scripts behind them do not.
+_DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+START_SECONDS = 120
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    url: str
+    user: str
+    rabbitmqctl: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def own_server(folder: Path) -> Iterator[Running]:
+    """Start it below `folder` and stop it at the end. Raises SetupError where it cannot be."""
+    programs = _programs() or _install()
+    amqp, distribution, epmd = free_port(), free_port(), free_port()
+    environment = _configure(folder, amqp=amqp, distribution=distribution, epmd=epmd)
+    log_path = folder / "rabbitmq.log"
+    with log_path.open("ab") as log:
+        # Our own epmd: one that the runtime starts by itself stays behind for ever.
+        mapper = [_epmd(), "-address", "127.0.0.1", "-port", str(epmd)]
+        with _process(mapper, environment, log) as names:
+            _wait_for_port(epmd, log_path, names)
+            with _process([str(programs / "rabbitmq-server")], environment, log) as server:
+                _wait_for_port(amqp, log_path, server)
+                yield Running(
+                    f"amqp://guest:guest@127.0.0.1:{amqp}",
+                    "guest",
+                    str(programs / "rabbitmqctl"),
+                    environment,
+                )
+
+
+def _programs() -> Path | None:
+    """The folder with rabbitmq-server and rabbitmqctl."""
+    on_path = shutil.which("rabbitmq-server")
+    candidates = [_DEBIAN_SCRIPTS, *([Path(on_path).resolve().parent] if on_path else [])]
+    return next((path for path in candidates if (path / "rabbitmq-server").is_file()), None)
+
+
+def _install() -> Path:
+    remedy = "install RabbitMQ, or set CELORA_TEST_BROKER_URL"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise SetupError(
+            "no RabbitMQ answers, none is installed, and it cannot be installed here"
+            " (that takes root and apt)",
+            remedy=remedy,
+        )
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with _no_service_start():
+        for command in (
+            ["apt-get", "update", "-q"],
+            ["apt-get", "install", "-y", "-q", "--no-install-recommends", "rabbitmq-server"],
+        ):
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+    programs = _programs()
+    if programs is None:
+        raise SetupError(f"apt did not install RabbitMQ: {done.stdout[-600:]}", remedy=remedy)
+    return programs
+
+
+@contextmanager
+def _no_service_start() -> Iterator[None]:
+    """Keep the package from starting its service, which would listen on all interfaces."""
+    if _POLICY.exists():  # set up already (containers have it): not ours to change
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink()
+
+
+def _epmd() -> str:
+    found = shutil.which("epmd") or next(
+        (str(path) for path in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None
+    )
+    if found is None:
+        raise SetupError("Erlang's epmd is missing", remedy="install Erlang with RabbitMQ")
+    return found
+
+
+def _configure(folder: Path, *, amqp: int, distribution: int, epmd: int) -> dict[str, str]:
+    configuration = folder / "rabbitmq.conf"
+    configuration.write_text(
+        f"listeners.tcp.local = 127.0.0.1:{amqp}\ndefault_user = guest\ndefault_pass = guest\n"
+    )
+    (folder / "enabled_plugins").write_text("[].\n")
+    (folder / "rabbitmq-env.conf").touch()
+    return {
+        **os.environ,
+        "HOME": str(folder),  # the Erlang cookie is made there
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(epmd),
+        "RABBITMQ_NODENAME": f"celora-test-{os.getpid()}@localhost",
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_CONFIG_FILE": str(configuration),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_LOGS": "-",
+    }
+
+
+@contextmanager
+def _process(
+    command: list[str], environment: dict[str, str], log: BinaryIO
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process, in its own session and working in its own folder; ended with its group."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=environment["HOME"],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_for_port(port: int, log: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text(errors="replace")[-800:]
+                raise SetupError(f"our own RabbitMQ did not start: {said}") from None
+            time.sleep(0.05)
+        else:
+            return
