@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,8 @@ from celora.local.postgres import EmbeddedPostgres
 from models.errors import SetupError
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
+@contextmanager
+def empty_folder() -> Iterator[Path]:
     # Not tmp_path: its parents are private, and root's server runs under another user.
     path = Path(tempfile.mkdtemp(prefix="celora-pg-"))
     path.chmod(0o755)
@@ -35,6 +36,20 @@ def folder() -> Iterator[Path]:
     if pid is not None:
         end(pid, signal.SIGQUIT)
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with empty_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """A folder that tests share, because making a cluster takes seconds on a busy disk. Each test
+    begins with start(), which must cope with whatever the one before left."""
+    with empty_folder() as path:
+        yield path
 
 
 def answer(server: EmbeddedPostgres, query: str) -> object:
@@ -55,12 +70,12 @@ def end(pid: int, how: signal.Signals) -> None:
         time.sleep(0.01)
 
 
-def test_starts_once_and_is_attached_to_after(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
-    assert server.running_pid() is None
+def test_starts_once_and_is_attached_to_after(cluster: Path) -> None:
+    server = EmbeddedPostgres(cluster)
+    server.stop()
     assert server.start() is True
     pid = server.running_pid()
-    assert EmbeddedPostgres(folder).start() is False
+    assert EmbeddedPostgres(cluster).start() is False
     assert server.running_pid() == pid
     assert answer(server, "SELECT current_user") == "celora"
     assert answer(server, "SELECT pg_get_userbyid(datdba) FROM pg_database"
@@ -70,8 +85,8 @@ def test_starts_once_and_is_attached_to_after(folder: Path) -> None:
     assert server.running_pid() is None
 
 
-def test_nobody_reaches_it_over_the_network_or_through_the_socket_folder(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
+def test_nobody_reaches_it_over_the_network_or_through_the_socket_folder(cluster: Path) -> None:
+    server = EmbeddedPostgres(cluster)
     server.start()
     pid = server.running_pid()
     assert pid is not None
@@ -82,27 +97,27 @@ def test_nobody_reaches_it_over_the_network_or_through_the_socket_folder(folder:
     assert psutil.Process(pid).uids().real != 0
 
 
-def test_survives_the_kill_of_its_owner(folder: Path) -> None:
+def test_survives_the_kill_of_its_owner(cluster: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
         "from celora.local.postgres import EmbeddedPostgres\n"
         "EmbeddedPostgres(Path(sys.argv[1])).start(); print('up', flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE
+        [sys.executable, "-c", program, str(cluster)], stdout=subprocess.PIPE
     ) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"up\n"
         owner.kill()
-    server = EmbeddedPostgres(folder)
+    server = EmbeddedPostgres(cluster)
     pid = server.running_pid()
     assert pid is not None
     assert server.start() is False
     assert server.running_pid() == pid
 
 
-def test_recovers_what_was_committed_before_a_crash(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
+def test_recovers_what_was_committed_before_a_crash(cluster: Path) -> None:
+    server = EmbeddedPostgres(cluster)
     server.start()
     answer(server, "CREATE TABLE kept AS SELECT 7 AS value")
     pid = server.running_pid()
@@ -112,8 +127,8 @@ def test_recovers_what_was_committed_before_a_crash(folder: Path) -> None:
     assert answer(server, "SELECT value FROM kept") == 7
 
 
-def test_is_not_fooled_by_a_pid_file_that_names_another_process(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
+def test_is_not_fooled_by_a_pid_file_that_names_another_process(cluster: Path) -> None:
+    server = EmbeddedPostgres(cluster)
     server.start()
     server.stop()
     (server.data / "postmaster.pid").write_text(f"{os.getpid()}\n{server.data}\n")
@@ -131,16 +146,17 @@ def test_refuses_a_folder_of_another_major_version(folder: Path) -> None:
     assert "pg_dump" in str(caught.value.remedy)
 
 
-def test_refuses_a_folder_that_another_host_may_be_using(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
+def test_refuses_a_folder_that_another_host_may_be_using(cluster: Path) -> None:
+    server = EmbeddedPostgres(cluster)
     server.start()
     server.stop()
-    (folder / "host").write_text("elsewhere\n")
+    (cluster / "host").write_text("elsewhere\n")
     (server.data / "postmaster.pid").write_text("1\n")
     with pytest.raises(SetupError, match="'elsewhere'"):
         server.start()
     (server.data / "postmaster.pid").unlink()
     assert server.start() is True
+    server.stop()
 
 
 def test_says_when_the_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
