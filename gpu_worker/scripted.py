@@ -1,8 +1,9 @@
 """`python -m gpu_worker.scripted`: a trainer that plays a script instead of training.
 
-A real process that speaks gpu_worker/protocol.py, writes real checkpoints and resumes from them, and
-does on demand what real trainers do in bad hours. Placement, fault and chaos tests use it; it is
-taken only where CELORA_ALLOW_SCRIPTED is set. It imports the standard library alone, to start fast.
+A real process that speaks gpu_worker/protocol.py, writes real checkpoints and resumes from them,
+and does on demand what real trainers do in bad hours. Placement, fault and chaos tests use it; it
+is taken only where CELORA_ALLOW_SCRIPTED is set. It imports the standard library alone, to start
+fast.
 
 The script is the query of the job's base model, `scripted:?steps=20&step_seconds=0.01`:
 
@@ -79,6 +80,8 @@ class Trainer:
             if command["type"] == "stop":
                 self.stop = command["reason"]
             else:
+                # Here, not where the command is taken up: a stop that follows must not be wiped.
+                self.stop = None
                 self.commands.put(command)
         os._exit(0)
 
@@ -87,7 +90,6 @@ class Trainer:
         versions = {"python": sys.version.split()[0], "scripted": "1"}
         self.send(type="ready", pid=os.getpid(), versions=versions, device="scripted")
         while (command := self.commands.get())["type"] == "run":
-            self.stop = None
             play = Play(self, command)
             try:
                 play.train() if command["stage"] == "train" else play.evaluate()
@@ -348,6 +350,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(BrokenPipeError):
         Trainer(int(os.environ["CELORA_MESSAGE_FD"])).serve()
+    sys.stdout.flush()
+    os._exit(0)  # the reading thread holds standard input: an ordinary exit aborts over its lock
 
 
 if __name__ == "__main__":

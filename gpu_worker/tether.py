@@ -14,6 +14,8 @@ import runpy
 import signal
 import sys
 
+CORES_VARIABLE = "CELORA_CORES"  # comma-separated; the module and its threads run on these alone
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -28,6 +30,8 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
+    if cores := os.environ.get(CORES_VARIABLE):
+        os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
     sys.argv[:] = [module, *sys.argv[4:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
