@@ -1,0 +1,49 @@
+# Every target sets up what it needs: a virtual environment in .venv, with pinned dependencies.
+#
+#   PYTHON            the Python to build .venv with (3.11 or newer; else the first that is found)
+#   TORCH_INDEX_URL   where pip takes torch from, for example a CPU-only build without CUDA:
+#                     make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   ARGS              more arguments for pytest (test, test-slow) or for the benchmarks (bench)
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+export PYTHON TORCH_INDEX_URL
+
+# Paths are relative on purpose: the folder's own name may have spaces.
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+
+.PHONY: help venv demo test test-slow check bench gpu-check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+venv: ## set up .venv (the other targets do so by themselves)
+	@sh ./setup-venv.sh
+
+demo: venv ## fine-tune a tiny model here and now, and see it learn
+	@$(BIN)/celora demo
+
+test: venv ## run the tests, against a real RabbitMQ and a real Postgres
+	@$(RUN) pytest -m "not slow" $(ARGS)
+
+test-slow: venv ## run the tests that take minutes
+	@$(RUN) pytest -m slow $(ARGS)
+
+check: venv ## formatting, lint, types, import rules, and that migrations agree with the models
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(RUN) mypy .
+	$(BIN)/lint-imports
+	$(RUN) pytest -q tests/migration/test_migrations_agree.py
+
+bench: venv ## measure preparation, the gap between two jobs, and tokens per second
+	@$(RUN) benchmarks $(ARGS)
+
+gpu-check: venv ## on a machine with a CUDA device: check and measure what only shows there
+	@$(RUN) benchmarks.gpu_check
+
+clean: ## remove everything that make has made
+	rm -rf .venv .demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
