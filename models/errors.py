@@ -14,7 +14,8 @@ CeloraError                      what happened, where, what to do about it
     ├── NonFiniteLossError       loss became NaN or infinite
     ├── DeviceMemoryError        out of device or host memory in a step
     ├── NothingToTrainError      the model has no trainable parameter
-    └── TimeLimitError           the job ran longer than its spec allows
+    ├── TimeLimitError           the job ran longer than its spec allows
+    └── WorkerLostError          workers were lost too often without a new checkpoint
 """
 
 from __future__ import annotations
@@ -178,3 +179,9 @@ class TimeLimitError(TrainingError):
     """The job ran longer than `time_limit_seconds`."""
 
     code = "time_limit"
+
+
+class WorkerLostError(TrainingError):
+    """The job's workers were lost several times in a row without a new checkpoint."""
+
+    code = "worker_lost"

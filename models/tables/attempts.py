@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Text
 
-from models.tables.base import Base, Created, Instant, RowId
+from models.tables.base import Base, Created, Instant, JobId, RowId
 
 
 class Attempt(Base):
@@ -30,7 +30,7 @@ class Attempt(Base):
     )
 
     id: Mapped[RowId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     fence: Mapped[int] = mapped_column(BigInteger)
     gpu_id: Mapped[int | None] = mapped_column(ForeignKey("gpus.id"))  # none: preprocessing
     first_stage: Mapped[str]
@@ -45,6 +45,7 @@ class Attempt(Base):
     placed_at: Mapped[Created]
     claimed_at: Mapped[Instant | None]
     lease_until: Mapped[Instant | None]  # on the database's clock; none until claimed
+    stage_at: Mapped[Instant | None]  # when its present stage was claimed, or became due
     ended_at: Mapped[Instant | None]
     outcome: Mapped[str | None]
     reason: Mapped[str | None]  # why it ended, in words

@@ -20,6 +20,9 @@ _NAMING = {
 
 Instant = Annotated[datetime, mapped_column(DateTime(timezone=True))]
 Created = Annotated[datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
+# Bytewise order: a prefix of an id is found through the primary key, and an index survives a change
+# of the system's sorting rules. Both sides of a join must agree, so every job id has this type.
+JobId = Annotated[str, mapped_column(Text(collation="C"))]
 RowId = Annotated[int, mapped_column(BigInteger, Identity(), primary_key=True)]
 Json = dict[str, Any]
 

@@ -32,6 +32,9 @@ class Gpu(Base):
     reported: Mapped[str]
     reason: Mapped[str | None]
     heartbeat_at: Mapped[Instant]
+    stopped_at: Mapped[
+        Instant | None
+    ]  # its worker left in good order; the next heartbeat clears it
     loaded_base: Mapped[str | None]  # base model the warm trainer has in memory
     trainer_pid: Mapped[int | None]
     cordoned: Mapped[bool] = mapped_column(server_default=text("false"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, Created, Instant, Json, RowId
+from models.tables.base import Base, Created, Instant, JobId, Json, RowId
 
 
 class Metric(Base):
@@ -13,7 +13,9 @@ class Metric(Base):
 
     __tablename__ = "metrics"
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[JobId] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
     stage: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
@@ -29,7 +31,7 @@ class Event(Base):
     __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"),)
 
     id: Mapped[RowId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     created_at: Mapped[Created]
     level: Mapped[str] = mapped_column(server_default="info")  # info, warn, error
     kind: Mapped[str]  # submitted, prepared, placed, claimed, checkpoint, lost, completed, …
@@ -42,7 +44,7 @@ class LogLine(Base):
     __table_args__ = (Index("ix_log_lines_job_id_id", "job_id", "id"),)
 
     id: Mapped[RowId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     fence: Mapped[int] = mapped_column(BigInteger)
     stage: Mapped[str]
     logged_at: Mapped[Instant]

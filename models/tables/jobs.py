@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, func, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.states import JobState, Stage, StopReason
-from models.tables.base import Base, Created, Instant, Json
+from models.tables.base import Base, Created, Instant, JobId, Json
+from models.tables.tenants import Tenant
 
 
 def one_of(column: str, values: type[JobState | Stage | StopReason]) -> str:
@@ -34,14 +35,22 @@ class Job(Base):
             "id",
             postgresql_where=text("state = 'queued'"),
         ),
-        Index("ix_jobs_pending", "created_at", "id", postgresql_where=text("state = 'pending'")),
+        # Preparation probes likewise.
+        Index(
+            "ix_jobs_pending",
+            "tenant_id",
+            text("priority DESC"),
+            "queued_at",
+            "id",
+            postgresql_where=text("state = 'pending'"),
+        ),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
         Index("uq_jobs_tenant_id_idempotency_key", "tenant_id", "idempotency_key", unique=True),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)  # ftjob-…, random: never reused
+    id: Mapped[JobId] = mapped_column(primary_key=True)  # ftjob-…, random: never reused
     tenant_id: Mapped[int] = mapped_column(ForeignKey("tenants.id"))
     user_name: Mapped[str]
     name: Mapped[str | None]
@@ -85,6 +94,10 @@ class Job(Base):
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
 
     created_at: Mapped[Created]
+    # Since when it waits for a GPU (until prepared: since it was submitted). Kept when an attempt
+    # is lost or preempted, so that the job keeps its place.
     queued_at: Mapped[Instant] = mapped_column(server_default=func.now())
     started_at: Mapped[Instant | None]  # first claim by a GPU worker
     finished_at: Mapped[Instant | None]
+
+    tenant: Mapped[Tenant] = relationship(lazy="joined", innerjoin=True)

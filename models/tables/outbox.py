@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, Created, Instant, RowId
+from models.tables.base import Base, Created, Instant, JobId, RowId
 
 
 class Ticket(Base):
@@ -16,10 +16,11 @@ class Ticket(Base):
     )
 
     id: Mapped[RowId]
-    job_id: Mapped[str]
+    job_id: Mapped[JobId]
     fence: Mapped[int] = mapped_column(BigInteger)
     stage: Mapped[str]  # first stage of the chain that is published
     queue: Mapped[str]
+    evaluate: Mapped[bool] = mapped_column(server_default=text("true"))  # the chain has a tail
     created_at: Mapped[Created]
     sent_at: Mapped[Instant | None]
     send_attempts: Mapped[int] = mapped_column(server_default="0")

@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, Created, Instant, Json, RowId
+from models.tables.base import Base, Created, Instant, JobId, Json, RowId
 
 
 class Checkpoint(Base):
@@ -14,7 +14,7 @@ class Checkpoint(Base):
     __table_args__ = (UniqueConstraint("job_id", "fence", "step"),)
 
     id: Mapped[RowId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     fence: Mapped[int] = mapped_column(BigInteger)
     step: Mapped[int]
     url: Mapped[str]
@@ -30,7 +30,7 @@ class Artifact(Base):
     __table_args__ = (Index("ix_artifacts_job_id", "job_id"),)
 
     id: Mapped[RowId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     fence: Mapped[int] = mapped_column(BigInteger)
     kind: Mapped[str]  # adapter, model, prepared
     url: Mapped[str]
@@ -50,7 +50,7 @@ class Evaluation(Base):
     )
 
     id: Mapped[RowId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     fence: Mapped[int] = mapped_column(BigInteger)
     subject: Mapped[str]  # base, tuned
     cache_key: Mapped[str | None]  # base only: revision, quantisation, data digest, settings
@@ -72,7 +72,9 @@ class Sample(Base):
 
     __tablename__ = "samples"
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[JobId] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
     position: Mapped[int] = mapped_column(primary_key=True)
     prompt: Mapped[str]
     expected: Mapped[str]

@@ -1,0 +1,298 @@
+"""One holder of a job's fence: claim a stage, keep the lease, end. The first commit wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import all_, func, literal, or_, select, update
+from sqlalchemy.orm import Session
+
+from models.errors import NotFoundError, StateError
+from models.queries.fence import hold_job, lock_job, require_fence, stale
+from models.queries.history import add_event
+from models.queries.products import newest_checkpoint
+from models.queries.settle import move, settle
+from models.spec import JobSpec
+from models.states import JobState, Outcome, Stage, StopReason
+from models.tables import Attempt, Checkpoint, Gpu, Job
+
+__all__ = [
+    "Claim",
+    "Renewal",
+    "claim",
+    "end_attempt",
+    "end_session_attempts",
+    "finish_stage",
+    "look",
+    "record_trainer",
+    "renew",
+    "require_fence",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a worker needs to run one stage of one attempt."""
+
+    attempt_id: int
+    job_id: str
+    fence: int
+    stage: Stage
+    spec: JobSpec
+    tenant: str
+    prepared_url: str | None
+    data_digest: str | None
+    base_revision: str | None
+    overrides: dict[str, Any]  # a smaller micro-batch: {batch_size, gradient_accumulation}
+    adapter_url: str | None
+    start_checkpoint: Checkpoint | None  # the newest registered one; none: from step 0
+    gpu_seconds_so_far: float  # of earlier attempts; the time limit counts them
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    stop: StopReason | None  # what the attempt is asked to do
+
+
+def claim(
+    session: Session,
+    job_id: str,
+    fence: int,
+    stage: Stage,
+    *,
+    worker: str,
+    worker_session: str,
+    lease_seconds: float,
+) -> Claim | None:
+    """Take one stage of an attempt: the only way to start one, once per (job, fence, stage).
+
+    None for every ticket that is late, repeated, out of order, or meant for an earlier session of
+    the GPU's worker; and when a stop was asked for between two stages, which ends the attempt here.
+    """
+    try:
+        job, now = lock_job(session, job_id)
+    except NotFoundError:
+        return None
+    if job.fence != fence or job.stage != stage:
+        return None
+    if job.stop_requested is not None:
+        _stop_between_stages(session, job, now, worker_session)
+        return None
+    attempt = _claim_row(
+        session,
+        job,
+        stage,
+        worker=worker,
+        worker_session=worker_session,
+        lease_seconds=lease_seconds,
+    )
+    if attempt is None:
+        return None
+    attempt_id, gpu_id = attempt
+    start = newest_checkpoint(session, job_id) if stage is Stage.TRAIN else None
+    if start is not None:
+        session.execute(
+            update(Attempt)
+            .where(Attempt.id == attempt_id)
+            .values(start_step=start.step)
+            .execution_options(synchronize_session=False)
+        )
+    if gpu_id is not None:
+        move(job, now, JobState.RUNNING)
+        job.started_at = job.started_at or now
+    add_event(session, job_id, "claimed", f"{stage}: {worker} has it", data={"fence": fence})
+    return Claim(
+        attempt_id=attempt_id,
+        job_id=job_id,
+        fence=fence,
+        stage=stage,
+        spec=JobSpec.model_validate(job.spec),
+        tenant=job.tenant.name,
+        prepared_url=job.prepared_url,
+        data_digest=job.data_digest,
+        base_revision=job.base_revision,
+        overrides=dict(job.overrides),
+        adapter_url=job.adapter_url,
+        start_checkpoint=start,
+        gpu_seconds_so_far=job.gpu_seconds,
+    )
+
+
+def renew(session: Session, attempt_id: int, lease_seconds: float) -> Renewal | None:
+    """Extend the lease from now, by the database's clock. None: the attempt has ended."""
+    row = session.execute(
+        update(Attempt)
+        .where(Attempt.id == attempt_id, Attempt.ended_at.is_(None), Job.id == Attempt.job_id)
+        .values(lease_until=_from_now(lease_seconds))
+        .returning(Job.stop_requested)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return None if row is None else Renewal(StopReason(row[0]) if row[0] else None)
+
+
+def look(session: Session, attempt_id: int) -> Renewal | None:
+    """`renew` without extending anything."""
+    row = session.execute(
+        select(Job.stop_requested)
+        .join(Attempt, Attempt.job_id == Job.id)
+        .where(Attempt.id == attempt_id, Attempt.ended_at.is_(None))
+    ).one_or_none()
+    return None if row is None else Renewal(StopReason(row[0]) if row[0] else None)
+
+
+def record_trainer(session: Session, job_id: str, fence: int, *, pid: int, warm: bool) -> None:
+    """Note which trainer process works, and whether it was warm. Raises StaleFenceError."""
+    attempt_id = require_fence(session, job_id, fence)
+    session.execute(
+        update(Attempt)
+        .where(Attempt.id == attempt_id)
+        .values(trainer_pid=pid, trainer_warm=warm)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def finish_stage(
+    session: Session, job_id: str, fence: int, stage: Stage, next_stage: Stage
+) -> None:
+    """`stage` is done and is never run again; `next_stage` follows on the same attempt.
+
+    Raises StaleFenceError; StateError when the job is not at `stage`.
+    """
+    attempt_id = hold_job(session, job_id, fence)
+    moved = session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.stage == stage)
+        .values(stage=next_stage, losses=0, activity=None)
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if moved is None:
+        raise StateError(f"job {job_id} is not at stage {stage}")
+    session.execute(
+        update(Attempt)
+        .where(Attempt.id == attempt_id)
+        .values(stage_at=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+    add_event(session, job_id, "stage", f"{stage} is done; {next_stage} follows")
+
+
+def end_attempt(
+    session: Session,
+    job_id: str,
+    fence: int,
+    outcome: Outcome,
+    *,
+    reason: str | None = None,
+    step: int | None = None,
+    error: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Job:
+    """End the attempt and move the job on (see models/ending.py).
+
+    `error` is CeloraError.record() of a failure, `result` is merged into the job's, `overrides`
+    replaces the job's for the next attempt. Raises StaleFenceError when the attempt was ended by
+    someone else first.
+    """
+    try:
+        job, now = lock_job(session, job_id)
+    except NotFoundError:
+        raise stale(job_id, fence) from None
+    if job.fence != fence:
+        raise stale(job_id, fence)
+    if result is not None:
+        job.result = (job.result or {}) | result
+    if overrides is not None:
+        job.overrides = overrides
+    if not settle(session, job, now, outcome, reason=reason, step=step, error=error):
+        session.expire(job)
+        raise stale(job_id, fence)
+    session.flush()
+    return job
+
+
+def end_session_attempts(session: Session, gpu_id: int, keep_session: str) -> list[str]:
+    """End as lost what an earlier session of the GPU's worker had claimed; returns the job ids.
+
+    Only for the child that holds the GPU's lock: it knows that no older trainer lives.
+    """
+    session.execute(select(Gpu.id).where(Gpu.id == gpu_id).with_for_update(key_share=True))
+    job_id = session.scalar(
+        select(Attempt.job_id).where(
+            Attempt.gpu_id == gpu_id,
+            Attempt.ended_at.is_(None),
+            Attempt.worker_session != keep_session,
+        )
+    )
+    if job_id is None:
+        return []
+    job, now = lock_job(session, job_id)
+    older = (Attempt.gpu_id == gpu_id) & (Attempt.worker_session != keep_session)
+    ended = settle(
+        session, job, now, Outcome.LOST, only_if=older, reason="the GPU's worker started anew"
+    )
+    return [job_id] if ended else []
+
+
+def _claim_row(
+    session: Session,
+    job: Job,
+    stage: Stage,
+    *,
+    worker: str,
+    worker_session: str,
+    lease_seconds: float,
+) -> tuple[int, int | None] | None:
+    """Mark the stage as claimed; (attempt id, gpu id), or None when it is not to be had."""
+    same_session = or_(Attempt.worker_session.is_(None), Attempt.worker_session == worker_session)
+    current_session = or_(
+        Attempt.gpu_id.is_(None),
+        select(Gpu.id)
+        .where(Gpu.id == Attempt.gpu_id, Gpu.worker_session == worker_session)
+        .exists(),
+    )
+    now = func.clock_timestamp()
+    row = session.execute(
+        update(Attempt)
+        .where(
+            Attempt.job_id == job.id,
+            Attempt.fence == job.fence,
+            Attempt.ended_at.is_(None),
+            literal(stage.value) != all_(Attempt.claimed_stages),
+            same_session,
+            current_session,
+        )
+        .values(
+            claimed_stages=func.array_append(Attempt.claimed_stages, stage.value),
+            worker=worker,
+            worker_session=worker_session,
+            claimed_at=func.coalesce(Attempt.claimed_at, now),
+            stage_at=now,
+            lease_until=_from_now(lease_seconds),
+        )
+        .returning(Attempt.id, Attempt.gpu_id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+def _stop_between_stages(session: Session, job: Job, now: datetime, worker_session: str) -> None:
+    """A claimed attempt whose next stage was not begun when the stop came: nothing runs, end it."""
+    outcome = {
+        StopReason.CANCEL: Outcome.CANCELLED,
+        StopReason.PAUSE: Outcome.PAUSED,
+        StopReason.PREEMPT: Outcome.PREEMPTED,
+        StopReason.DRAIN: Outcome.DRAINED,
+    }[StopReason(job.stop_requested or "")]
+    due = (Attempt.worker_session == worker_session) & (
+        literal(job.stage) != all_(Attempt.claimed_stages)
+    )
+    settle(session, job, now, outcome, only_if=due, reason="stopped between two stages")
+
+
+def _from_now(seconds: float) -> Any:
+    """An instant on the database's clock; make_interval takes its seconds as its seventh."""
+    return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)

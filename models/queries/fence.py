@@ -1,0 +1,83 @@
+"""Who may write to a job: its row's lock, and the fence of its live attempt."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import IntEnum
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from models.errors import NotFoundError, StaleFenceError
+from models.tables import Attempt, Job
+
+
+class Exclusive(IntEnum):
+    """Keys of the advisory locks; numbers no one else is likely to use in a shared database."""
+
+    PLACE = 0x43454C_01
+    RECONCILE = 0x43454C_02
+    MIGRATE = 0x43454C_03
+
+
+def try_exclusive(session: Session, key: Exclusive) -> bool:
+    """Take an advisory lock until the transaction ends; False when another dispatcher has it."""
+    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(int(key)))))
+
+
+def lock_job(session: Session, job_id: str) -> tuple[Job, datetime]:
+    """The job's row, locked, and the time by the database's clock. Raises NotFoundError."""
+    row = session.execute(
+        select(Job, func.clock_timestamp())
+        .where(Job.id == job_id)
+        .with_for_update(key_share=True, of=Job)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    if row is None:
+        raise no_such_job(job_id)
+    return row[0], row[1]
+
+
+def no_such_job(job_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no job {job_id}", remedy="`celora jobs` lists the jobs")
+
+
+def require_fence(session: Session, job_id: str, fence: int) -> int:
+    """Hold the live attempt until the transaction ends; returns its id.
+
+    FOR SHARE: the fence's own writers do not wait for each other, and nobody ends the attempt
+    under them. Raises StaleFenceError. A caller that then writes the job's row needs `hold_job`.
+    """
+    attempt_id = session.scalar(
+        select(Attempt.id)
+        .where(Attempt.job_id == job_id, Attempt.fence == fence, Attempt.ended_at.is_(None))
+        .with_for_update(read=True)
+    )
+    if attempt_id is None:
+        raise stale(job_id, fence)
+    return attempt_id
+
+
+# The job's row alone would not do as the guard: it still carries the fence after the attempt has
+# ended. Postgres takes the locks in the order of the two clauses, and tests both rows once more
+# after a wait; the other order would meet an ending attempt in a deadlock.
+_HOLD = text("""
+    SELECT attempts.id
+    FROM jobs JOIN attempts ON attempts.job_id = jobs.id
+    WHERE jobs.id = :job_id AND attempts.fence = :fence AND attempts.ended_at IS NULL
+    FOR NO KEY UPDATE OF jobs FOR SHARE OF attempts
+""")
+
+
+def hold_job(session: Session, job_id: str, fence: int) -> int:
+    """`require_fence` for a writer of the job's row: locks that first, then the live attempt."""
+    attempt_id = session.scalar(_HOLD, {"job_id": job_id, "fence": fence})
+    if attempt_id is None:
+        raise stale(job_id, fence)
+    return int(attempt_id)
+
+
+def stale(job_id: str, fence: int) -> StaleFenceError:
+    return StaleFenceError(
+        f"attempt {fence} of job {job_id} is over, or another has taken its place; nothing written"
+    )

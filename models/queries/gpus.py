@@ -1,0 +1,230 @@
+"""The GPUs (and CPU slots) as their workers report them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from models.errors import NotFoundError
+from models.queries.history import WAKE_CHANNEL
+from models.settings import settings
+from models.tables import Gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuView:
+    """One GPU for people: `state` is the first of these words that fits.
+
+    stale (no fresh heartbeat), busy (a job runs, or the trainer works), placed (a job is on its
+    way), held (a foreign process uses its memory), unknown (its worker has not said yet), cordoned,
+    free.
+    """
+
+    id: int
+    host: str
+    index: int
+    uuid: str
+    kind: str
+    model: str
+    memory_bytes: int
+    queue: str
+    worker: str
+    state: str
+    reason: str | None
+    cordoned: bool
+    job_id: str | None
+    loaded_base: str | None
+    trainer_pid: int | None
+    heartbeat_age_seconds: float
+    labels: dict[str, Any]
+    versions: dict[str, Any]
+
+
+def register_gpu(
+    session: Session,
+    *,
+    host: str,
+    index: int,
+    uuid: str,
+    kind: str,
+    model: str,
+    memory_bytes: int,
+    queue: str,
+    worker: str,
+    worker_session: str,
+    boot_id: str,
+    versions: dict[str, str],
+) -> int:
+    """A worker's new session takes its GPU's row; returns the row's id.
+
+    The GPU counts as unknown until the first heartbeat of this session says that it is idle.
+    """
+    # A card that was moved to another index or host leaves its old row without a worker.
+    session.execute(
+        update(Gpu)
+        .where(Gpu.uuid == uuid, (Gpu.host != host) | (Gpu.index != index))
+        .values(
+            uuid=func.concat(Gpu.uuid, " moved ", Gpu.id),
+            stopped_at=func.clock_timestamp(),
+            reported="unknown",
+            reason=f"now {host} {index}",
+        )
+        .execution_options(synchronize_session=False)
+    )
+    values: dict[str, Any] = {
+        "uuid": uuid,
+        "kind": kind,
+        "model": model,
+        "memory_bytes": memory_bytes,
+        "queue": queue,
+        "worker": worker,
+        "worker_session": worker_session,
+        "boot_id": boot_id,
+        "versions": versions,
+        "reported": "unknown",
+        "reason": "its worker is starting",
+        "heartbeat_at": func.clock_timestamp(),
+        "stopped_at": None,
+        "loaded_base": None,
+        "trainer_pid": None,
+    }
+    return session.scalars(
+        upsert(Gpu)
+        .values(host=host, index=index, **values)
+        .on_conflict_do_update(index_elements=["host", "index"], set_=values)
+        .returning(Gpu.id)
+    ).one()
+
+
+# The dispatcher is woken only by news: a GPU that has become idle.
+_HEARTBEAT = text("""
+    WITH before AS (
+        SELECT id, reported FROM gpus
+        WHERE id = :gpu_id AND worker_session = :worker_session
+        FOR NO KEY UPDATE
+    ), beat AS (
+        UPDATE gpus
+        SET reported = :reported, reason = :reason, loaded_base = :loaded_base,
+            trainer_pid = :trainer_pid, heartbeat_at = clock_timestamp(), stopped_at = NULL
+        FROM before
+        WHERE gpus.id = before.id
+        RETURNING before.reported AS was
+    )
+    SELECT CASE WHEN was <> 'idle' AND :reported = 'idle'
+                THEN pg_notify(:wake_channel, '')::text ELSE '' END
+    FROM beat
+""")
+
+
+def heartbeat(
+    session: Session,
+    gpu_id: int,
+    worker_session: str,
+    *,
+    reported: str,
+    reason: str | None = None,
+    loaded_base: str | None = None,
+    trainer_pid: int | None = None,
+) -> bool:
+    """Report a GPU: idle, busy, unknown or held. False: a later session owns the row.
+
+    When it ends an attempt too, report first: rows are locked in the order gpus → jobs.
+    """
+    beat = session.execute(
+        _HEARTBEAT,
+        {
+            "gpu_id": gpu_id,
+            "worker_session": worker_session,
+            "reported": reported,
+            "reason": reason,
+            "loaded_base": loaded_base,
+            "trainer_pid": trainer_pid,
+            "wake_channel": WAKE_CHANNEL,
+        },
+    ).one_or_none()
+    return beat is not None
+
+
+def mark_gone(session: Session, gpu_id: int, worker_session: str) -> None:
+    """The worker leaves in good order: nothing is placed here until a heartbeat comes again."""
+    session.execute(
+        update(Gpu)
+        .where(Gpu.id == gpu_id, Gpu.worker_session == worker_session)
+        .values(
+            reported="unknown",
+            reason="its worker has stopped",
+            stopped_at=func.clock_timestamp(),
+            loaded_base=None,
+            trainer_pid=None,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def set_cordon(session: Session, host: str, index: int, on: bool) -> None:  # noqa: FBT001 (the one thing it sets)
+    """Keep new jobs off a GPU, or let them on again; what runs goes on. Raises NotFoundError."""
+    changed = session.execute(
+        update(Gpu)
+        .where(Gpu.host == host, Gpu.index == index)
+        .values(cordoned=on)
+        .returning(Gpu.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if changed is None:
+        raise NotFoundError(
+            f"there is no GPU {index} on host {host}", remedy="`celora gpus` lists them"
+        )
+    if not on:
+        session.execute(select(func.pg_notify(WAKE_CHANNEL, "")))
+
+
+_VIEW = text("""
+    SELECT gpus.*, live.job_id, live.claimed_at,
+           extract(epoch FROM clock_timestamp() - heartbeat_at)::float8 AS age_seconds
+    FROM gpus
+    LEFT JOIN attempts AS live ON live.gpu_id = gpus.id AND live.ended_at IS NULL
+    ORDER BY host, index
+""")
+
+
+def list_gpus(session: Session) -> list[GpuView]:
+    """All GPUs that ever reported, by host and index."""
+    return [
+        GpuView(
+            id=row.id,
+            host=row.host,
+            index=row.index,
+            uuid=row.uuid,
+            kind=row.kind,
+            model=row.model,
+            memory_bytes=row.memory_bytes,
+            queue=row.queue,
+            worker=row.worker,
+            state=_word(row),
+            reason=row.reason,
+            cordoned=row.cordoned,
+            job_id=row.job_id,
+            loaded_base=row.loaded_base,
+            trainer_pid=row.trainer_pid,
+            heartbeat_age_seconds=row.age_seconds,
+            labels=row.labels,
+            versions=row.versions,
+        )
+        for row in session.execute(_VIEW)
+    ]
+
+
+def _word(row: Any) -> str:
+    if row.stopped_at is not None or row.age_seconds > settings().gpu_stale_seconds:
+        return "stale"
+    if row.claimed_at is not None:
+        return "busy"
+    if row.job_id is not None:
+        return "placed"
+    if row.reported != "idle":
+        return str(row.reported)
+    return "cordoned" if row.cordoned else "free"

@@ -1,0 +1,224 @@
+"""A job's story: events for people, metrics for curves, log lines, and counters of oddities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from models.queries.fence import hold_job, require_fence
+from models.states import Stage
+from models.tables import Counter, Event, Job, LogLine, Metric
+
+# Channels of LISTEN: the dispatcher's wake-up, and "something happened to this job" for watchers.
+WAKE_CHANNEL = "celora_wake"
+JOB_CHANNEL = "celora_job"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is; what is None stays as it was on record."""
+
+    step: int
+    total_steps: int | None = None
+    epoch: float | None = None
+    train_loss: float | None = None
+    tokens_per_second: float | None = None
+    trained_tokens: int | None = None  # cumulative over resumes
+
+
+class LogEntry(NamedTuple):
+    """One captured line; without a time it gets the database's."""
+
+    level: str
+    line: str
+    logged_at: datetime | None = None
+
+
+class MetricRow(NamedTuple):
+    stage: str
+    name: str
+    step: int
+    value: float
+
+
+def add_event(
+    session: Session,
+    job_id: str,
+    kind: str,
+    message: str,
+    *,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+    wake: bool = False,
+) -> None:
+    """Append an event and tell the job's watchers (`wake`: the dispatcher too): one round trip."""
+    told = (
+        insert(Event)
+        .values(job_id=job_id, kind=kind, message=printable(message), level=level, data=data)
+        .cte("told")
+    )
+    calls = [func.pg_notify(JOB_CHANNEL, job_id)]
+    if wake:
+        calls.append(func.pg_notify(WAKE_CHANNEL, ""))
+    session.execute(select(*calls).add_cte(told))
+
+
+def record_metrics(
+    session: Session,
+    job_id: str,
+    fence: int,
+    stage: Stage,
+    points: Sequence[tuple[str, int, float]],
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write (name, step, value) points, and the job's progress. Raises StaleFenceError.
+
+    A step that is run again after a resume replaces its row: no step is counted twice.
+    """
+    if progress is not None:
+        hold_job(session, job_id, fence)
+        known = {key: value for key, value in asdict(progress).items() if value is not None}
+        session.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(**known, progress_at=func.clock_timestamp())
+            .execution_options(synchronize_session=False)
+        )
+    else:
+        require_fence(session, job_id, fence)
+    last = {(name, step): value for name, step, value in points}  # one statement, one row a key
+    if not last:
+        return
+    session.execute(
+        _METRICS,
+        {
+            "job_id": job_id,
+            "fence": fence,
+            "stage": stage,
+            "names": [name for name, _ in last],
+            "steps": [step for _, step in last],
+            "values": list(last.values()),
+        },
+    )
+
+
+_METRICS = text("""
+    INSERT INTO metrics (job_id, stage, name, step, value, fence, recorded_at)
+    SELECT :job_id, :stage, point.name, point.step, point.value, :fence, clock_timestamp()
+    FROM unnest(
+        CAST(:names AS text[]), CAST(:steps AS integer[]), CAST(:values AS double precision[])
+    ) AS point (name, step, value)
+    ON CONFLICT (job_id, stage, name, step) DO UPDATE
+    SET value = excluded.value, fence = excluded.fence, recorded_at = excluded.recorded_at
+""")
+
+
+def record_logs(
+    session: Session,
+    job_id: str,
+    fence: int,
+    stage: Stage,
+    lines: Sequence[LogEntry | tuple[str, str]],
+) -> None:
+    """Append log lines, (level, line) or LogEntry, in order. Raises StaleFenceError."""
+    require_fence(session, job_id, fence)
+    if not lines:
+        return
+    entries = [LogEntry(*line) for line in lines]
+    session.execute(
+        _LOGS,
+        {
+            "job_id": job_id,
+            "fence": fence,
+            "stage": stage,
+            "levels": [entry.level for entry in entries],
+            "lines": [printable(entry.line) for entry in entries],
+            "times": [entry.logged_at for entry in entries],
+        },
+    )
+
+
+_LOGS = text("""
+    INSERT INTO log_lines (job_id, fence, stage, level, line, logged_at)
+    SELECT :job_id, :fence, :stage, entry.level, entry.line,
+           coalesce(entry.logged_at, clock_timestamp())
+    FROM unnest(
+        CAST(:levels AS text[]), CAST(:lines AS text[]), CAST(:times AS timestamptz[])
+    ) WITH ORDINALITY AS entry (level, line, logged_at, place)
+    ORDER BY entry.place
+""")
+
+
+def set_activity(session: Session, job_id: str, fence: int, activity: str | None) -> None:
+    """Say in words what the attempt does right now. Raises StaleFenceError."""
+    hold_job(session, job_id, fence)
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(activity=None if activity is None else printable(activity))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def events_of(session: Session, job_id: str, after_id: int = 0, limit: int = 1000) -> list[Event]:
+    """Events in the order they were written, after one that was seen already."""
+    return list(
+        session.scalars(
+            select(Event)
+            .where(Event.job_id == job_id, Event.id > after_id)
+            .order_by(Event.id)
+            .limit(limit)
+        )
+    )
+
+
+def logs_of(session: Session, job_id: str, after_id: int = 0, limit: int = 1000) -> list[LogLine]:
+    return list(
+        session.scalars(
+            select(LogLine)
+            .where(LogLine.job_id == job_id, LogLine.id > after_id)
+            .order_by(LogLine.id)
+            .limit(limit)
+        )
+    )
+
+
+def metrics_of(
+    session: Session, job_id: str, names: Sequence[str] | None = None
+) -> list[MetricRow]:
+    """All points of a job, or those of some metrics, by stage, name and step."""
+    statement = select(Metric.stage, Metric.name, Metric.step, Metric.value).where(
+        Metric.job_id == job_id
+    )
+    if names is not None:
+        statement = statement.where(Metric.name.in_(names))
+    rows = session.execute(statement.order_by(Metric.stage, Metric.name, Metric.step))
+    return [MetricRow(*row) for row in rows]
+
+
+def count(session: Session, counter_name: str, by: int = 1) -> None:
+    """Count something that happened to no job in particular."""
+    statement = upsert(Counter).values(
+        name=counter_name, value=by, changed_at=func.clock_timestamp()
+    )
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[Counter.name],
+            set_={
+                "value": Counter.value + statement.excluded.value,
+                "changed_at": statement.excluded.changed_at,
+            },
+        )
+    )
+
+
+def printable(text: str) -> str:
+    """`text` as Postgres can hold it: no NUL, no half a surrogate pair (both occur in output)."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,57 @@
+"""Tickets on their way to the broker. The row is written with the decision; publishing follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy.orm import Session
+
+from models.queries.history import printable
+from models.tables import Attempt, Ticket
+
+_LIVE = exists().where(
+    Attempt.job_id == Ticket.job_id, Attempt.fence == Ticket.fence, Attempt.ended_at.is_(None)
+)
+
+
+def unsent(session: Session, limit: int = 100) -> list[Ticket]:
+    """Tickets of live attempts that wait for the relay, oldest first.
+
+    They are not locked: a lock would have to be held while the broker is spoken to. So two relays
+    may publish one ticket twice, as a crash between the two steps does: the claim tells them apart.
+    """
+    return list(
+        session.scalars(
+            select(Ticket).where(Ticket.sent_at.is_(None), _LIVE).order_by(Ticket.id).limit(limit)
+        )
+    )
+
+
+def mark_sent(session: Session, ids: Sequence[int]) -> None:
+    session.execute(
+        update(Ticket)
+        .where(Ticket.id.in_(ids))
+        .values(sent_at=func.clock_timestamp(), send_attempts=Ticket.send_attempts + 1)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def mark_error(session: Session, ticket_id: int, error: str) -> None:
+    """The broker did not take it; it stays unsent."""
+    session.execute(
+        update(Ticket)
+        .where(Ticket.id == ticket_id)
+        .values(send_attempts=Ticket.send_attempts + 1, last_error=printable(error))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def prune(session: Session, limit: int = 5000) -> int:
+    """Delete tickets, sent or not, whose attempt is over; returns how many."""
+    over = select(Ticket.id).where(~_LIVE).limit(limit).with_for_update(skip_locked=True)
+    gone = session.execute(
+        delete(Ticket).where(Ticket.id.in_(over)).returning(Ticket.id),
+        execution_options={"synchronize_session": False},
+    )
+    return len(gone.all())

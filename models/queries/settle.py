@@ -1,0 +1,170 @@
+"""How an attempt ends, whoever ends it: its row, the job's next state, the GPU time, the event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, extract, func, text, update
+from sqlalchemy.orm import Session
+
+from models.ending import land
+from models.errors import WorkerLostError
+from models.queries.history import add_event
+from models.settings import settings
+from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, require_edge
+from models.tables import Attempt, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    gpu_id: int | None
+    claimed: bool
+    gpu_seconds: float  # 0 for preprocessing, and for an attempt that nobody claimed
+
+
+def settle(
+    session: Session,
+    job: Job,
+    now: datetime,
+    outcome: Outcome,
+    *,
+    only_if: ColumnElement[bool] | None = None,
+    reason: str | None = None,
+    step: int | None = None,
+    error: dict[str, Any] | None = None,
+) -> bool:
+    """End the live attempt of a locked job and move the job on; False when there is none to end.
+
+    `job` and `now` come from `lock_job`. `only_if` is tested on the attempt's row as it is now that
+    nobody else can end it.
+    """
+    ended = _end_row(session, job, outcome, only_if=only_if, reason=reason, step=step)
+    if ended is None:
+        return False
+    before = JobState(job.state)
+    landing = land(
+        outcome,
+        stage=Stage(job.stage),
+        evaluate=bool(job.spec.get("evaluate", True)),
+        stop=StopReason(job.stop_requested) if job.stop_requested else None,
+        losses=job.losses,
+        max_losses=settings().max_losses,
+    )
+    move(job, now, landing.state)
+    job.stage, job.losses = landing.stage, landing.losses
+    job.stop_requested = job.stop_requested_at = job.activity = None
+    job.gpu_seconds += ended.gpu_seconds
+    if not ended.claimed:
+        job.fence += 1  # its ticket may still be on the way
+    if landing.state is JobState.FAILED:
+        job.error = error or _lost_error(job.losses, reason)
+    if ended.gpu_seconds:
+        charge(session, job.tenant_id, ended.gpu_seconds)
+    level = "error" if job.state == JobState.FAILED else _LEVELS.get(outcome, "info")
+    kind, message = _story(job, before, outcome, reason)
+    add_event(session, job.id, kind, message, level=level, wake=True)
+    return True
+
+
+def move(job: Job, now: datetime, state: JobState) -> None:
+    """Change a locked job's state along an allowed edge. Raises StateError."""
+    current = JobState(job.state)
+    if current is state:
+        return
+    require_edge(current, state)
+    job.state = state
+    if state in TERMINAL:
+        job.finished_at = now
+    if state in {JobState.PENDING, JobState.QUEUED} and current is not JobState.RUNNING:
+        job.queued_at = now  # one that was running keeps its place in the queue
+
+
+def charge(session: Session, tenant_id: int, gpu_seconds: float) -> None:
+    """Add to a tenant's decaying sum of use."""
+    session.execute(
+        _CHARGE,
+        {
+            "tenant_id": tenant_id,
+            "gpu_seconds": gpu_seconds,
+            "half_life": settings().usage_half_life_seconds,
+        },
+    )
+
+
+def _end_row(
+    session: Session,
+    job: Job,
+    outcome: Outcome,
+    *,
+    only_if: ColumnElement[bool] | None,
+    reason: str | None,
+    step: int | None,
+) -> Ended | None:
+    statement = (
+        update(Attempt)
+        .where(Attempt.job_id == job.id, Attempt.fence == job.fence, Attempt.ended_at.is_(None))
+        .values(ended_at=func.clock_timestamp(), outcome=outcome, reason=reason, end_step=step)
+        .returning(
+            Attempt.gpu_id,
+            Attempt.claimed_at,
+            extract("epoch", Attempt.ended_at - Attempt.claimed_at),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    if only_if is not None:
+        statement = statement.where(only_if)
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        return None
+    gpu_id, claimed_at, seconds = row
+    used = float(seconds) if gpu_id is not None and seconds is not None else 0.0
+    return Ended(gpu_id, claimed_at is not None, used)
+
+
+# Halved once per half-life since it was last true. Beyond 100 half-lives nothing is left that a
+# double could tell from zero, and power() would raise on underflow.
+_CHARGE = text("""
+    UPDATE tenants
+    SET usage_gpu_seconds = :gpu_seconds + usage_gpu_seconds * power(
+            0.5, least(100, extract(epoch FROM clock_timestamp() - usage_at) / :half_life)),
+        usage_at = clock_timestamp()
+    WHERE id = :tenant_id
+""")
+
+_LEVELS = {Outcome.LOST: "warn", Outcome.FAILED: "error", Outcome.RETRIED: "warn"}
+
+_ENDINGS = {
+    Outcome.COMPLETED: "stage completed",
+    Outcome.FAILED: "failed",
+    Outcome.CANCELLED: "stopped for a cancel",
+    Outcome.PAUSED: "stopped for a pause",
+    Outcome.PREEMPTED: "made room for another job",
+    Outcome.DRAINED: "its worker is leaving",
+    Outcome.LOST: "its worker was lost",
+    Outcome.WITHDRAWN: "its GPU went away before it started",
+    Outcome.RETRIED: "ran out of memory; runs again with a smaller micro-batch",
+}
+
+
+def _lost_error(losses: int, reason: str | None) -> dict[str, Any]:
+    return WorkerLostError(
+        f"its worker was lost {losses} times without a new checkpoint"
+        + (f"; the last time: {reason}" if reason else ""),
+        remedy="read `celora logs` for what kills it, then `celora retry`",
+    ).record()
+
+
+def _story(job: Job, before: JobState, outcome: Outcome, reason: str | None) -> tuple[str, str]:
+    """Kind and message of the event: the job's new state where that is news, else the outcome."""
+    state = JobState(job.state)
+    what = _ENDINGS[outcome] + (f": {reason}" if reason else "")
+    if state in TERMINAL or state is JobState.PAUSED:
+        if state is JobState.FAILED and job.error:
+            return state, f"failed: {job.error.get('message') or what}"
+        return state, f"{state}" if outcome is Outcome.COMPLETED else f"{state}: {what}"
+    if outcome is Outcome.COMPLETED:
+        return "queued", f"queued for {job.stage}"
+    place = "waits for its turn again" if before is not JobState.RUNNING else "queued again"
+    return outcome, f"{what}; {place}"
