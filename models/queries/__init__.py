@@ -8,6 +8,6 @@ need an earlier row takes it before a later one, and several rows of one table i
 keys, or with SKIP LOCKED. Job rows are locked FOR NO KEY UPDATE, so that appending a child row
 (a metric, an event) never waits for them. Two advisory locks come before all rows.
 
-An attempt is live while `ended_at` is null. A job has at most one, with the job's own fence;
-whoever ends it holds the job's row. Leases are set and compared by the database's clock_timestamp().
+An attempt is live while `ended_at` is null. A job has at most one, with the job's own fence; it is
+ended by whoever holds the job's row. Leases are set and compared by the database's clock.
 """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import RowMapping, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -184,7 +184,7 @@ def set_cordon(session: Session, host: str, index: int, on: bool) -> None:  # no
 
 _VIEW = text("""
     SELECT gpus.*, live.job_id, live.claimed_at,
-           extract(epoch FROM clock_timestamp() - heartbeat_at)::float8 AS age_seconds
+           extract(epoch FROM clock_timestamp() - heartbeat_at)::float8 AS heartbeat_age_seconds
     FROM gpus
     LEFT JOIN attempts AS live ON live.gpu_id = gpus.id AND live.ended_at IS NULL
     ORDER BY host, index
@@ -193,38 +193,22 @@ _VIEW = text("""
 
 def list_gpus(session: Session) -> list[GpuView]:
     """All GPUs that ever reported, by host and index."""
+    names = [field.name for field in fields(GpuView) if field.name != "state"]
     return [
-        GpuView(
-            id=row.id,
-            host=row.host,
-            index=row.index,
-            uuid=row.uuid,
-            kind=row.kind,
-            model=row.model,
-            memory_bytes=row.memory_bytes,
-            queue=row.queue,
-            worker=row.worker,
-            state=_word(row),
-            reason=row.reason,
-            cordoned=row.cordoned,
-            job_id=row.job_id,
-            loaded_base=row.loaded_base,
-            trainer_pid=row.trainer_pid,
-            heartbeat_age_seconds=row.age_seconds,
-            labels=row.labels,
-            versions=row.versions,
-        )
-        for row in session.execute(_VIEW)
+        GpuView(state=_word(row), **{name: row[name] for name in names})
+        for row in session.execute(_VIEW).mappings()
     ]
 
 
-def _word(row: Any) -> str:
-    if row.stopped_at is not None or row.age_seconds > settings().gpu_stale_seconds:
+def _word(row: RowMapping) -> str:
+    if row["stopped_at"] is not None or (
+        row["heartbeat_age_seconds"] > settings().gpu_stale_seconds
+    ):
         return "stale"
-    if row.claimed_at is not None:
+    if row["claimed_at"] is not None:
         return "busy"
-    if row.job_id is not None:
+    if row["job_id"] is not None:
         return "placed"
-    if row.reported != "idle":
-        return str(row.reported)
-    return "cordoned" if row.cordoned else "free"
+    if row["reported"] != "idle":
+        return str(row["reported"])
+    return "cordoned" if row["cordoned"] else "free"
