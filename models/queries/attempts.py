@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import all_, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError, StateError
@@ -154,17 +155,25 @@ def record_trainer(session: Session, job_id: str, fence: int, *, pid: int, warm:
 
 
 def finish_stage(
-    session: Session, job_id: str, fence: int, stage: Stage, next_stage: Stage
+    session: Session,
+    job_id: str,
+    fence: int,
+    stage: Stage,
+    next_stage: Stage,
+    *,
+    result: dict[str, Any] | None = None,
 ) -> None:
     """`stage` is done and is never run again; `next_stage` follows on the same attempt.
 
-    Raises StaleFenceError; StateError when the job is not at `stage`.
+    `result` is merged into the job's. Raises StaleFenceError; StateError when the job is not at
+    `stage`.
     """
     attempt_id = hold_job(session, job_id, fence)
+    merged = func.coalesce(Job.result, literal({}, JSONB)).op("||")(literal(result or {}, JSONB))
     moved = session.execute(
         update(Job)
         .where(Job.id == job_id, Job.stage == stage)
-        .values(stage=next_stage, losses=0, activity=None)
+        .values(stage=next_stage, losses=0, activity=None, result=merged)
         .returning(Job.id)
         .execution_options(synchronize_session=False)
     ).one_or_none()
