@@ -91,7 +91,7 @@ def _blocker(gpus: list[GpuView]) -> tuple[str, str]:
     if count["held"]:
         return "gpus_held", "Other processes hold the memory of the GPUs; see `celora gpus`."
     if count["cordoned"]:
-        return "gpus_cordoned", "The GPUs are cordoned; `celora uncordon` opens one again."
+        return "gpus_cordoned", "The GPUs are cordoned; see `celora gpus`."
     return "no_worker", "No GPU worker is running; `celora gpu-worker` starts one."
 
 
@@ -112,7 +112,9 @@ def _position(session: Session, job: Job) -> int:
             },
         )
     }
-    own = shares[job.tenant_id]
+    own = shares.get(job.tenant_id)
+    if own is None:  # the tenant's last job has just been placed
+        return 1
     rank = session.execute(
         _RANK,
         {
