@@ -99,7 +99,7 @@ def test_a_download_that_was_cut_off_starts_anew(remote: str, tmp_path: Path) ->
     assert content(back) == content(folder)
 
 
-def test_a_remote_folder_that_is_half_written_does_not_count(remote: str, tmp_path: Path) -> None:
+def test_a_remote_folder_that_is_half_written_does_not_count(remote: str) -> None:
     assert remote
     url = store.prepared_url("abc")
     fsspec.filesystem("memory").pipe(f"{url}/train.arrow", b"half")
