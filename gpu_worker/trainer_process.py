@@ -64,6 +64,7 @@ class TrainerProcess:
         self.ready: Ready | None = None
         self.used = False
         self._killed = False
+        self._empty = True
         self._dead = threading.Event()
         self._ending = threading.Lock()
         self._writing = threading.Lock()
@@ -110,10 +111,9 @@ class TrainerProcess:
         """End the whole session now, and wait until it is empty. False: something still lives."""
         self._killed = True
         with self._ending:
-            if self._dead.is_set():
-                return True
-            empty = processes.end_session(self.pid, seconds=_KILL_SECONDS)
-        return empty and (self._dead.wait(_KILL_SECONDS) or not self.alive)
+            if not self._dead.is_set():
+                processes.end_session(self.pid, seconds=_KILL_SECONDS)
+        return self._dead.wait(_KILL_SECONDS) and self._empty
 
     def leave(self, seconds: float = 5.0) -> None:
         """Let an idle process end by itself: the end of its standard input says so. Then kill."""
@@ -193,7 +193,7 @@ class TrainerProcess:
     def _bury(self) -> None:
         """End what the process forked, reap it, and tell of the death: nothing of it lives then."""
         with self._ending:
-            empty = processes.end_session(self.pid, seconds=_KILL_SECONDS)
+            self._empty = processes.end_session(self.pid, seconds=_KILL_SECONDS)
             code = self._process.wait()
             self._dead.set()
         os.close(self._messages)
@@ -201,7 +201,7 @@ class TrainerProcess:
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        self._tell(Died(code, self._killed, empty))
+        self._tell(Died(code, self._killed, self._empty))
 
     def _tell(self, said: Message | Line | Died) -> None:
         listener = self.listener

@@ -1,0 +1,288 @@
+"""The pool child of one device: its lock, its row in `gpus`, its heartbeat, its trainer.
+
+While another process of ours lives on the device, nothing is started: the lock is inherited by
+every trainer. What the heartbeat reports is what this process knows by itself: idle, busy, held by
+a foreign process, or unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from importlib import metadata
+
+from sqlalchemy.orm import Session
+
+from gpu_worker import locks, processes
+from gpu_worker.devices import Device, boot_id
+from gpu_worker.held import foreign_use
+from gpu_worker.session import WorkerSession
+from gpu_worker.trainer_process import TrainerProcess
+from models.errors import CeloraError, SetupError, UnavailableError
+from models.queries import attempts, gpus
+from models.queries.attempts import Claim
+from models.session import transaction
+from models.settings import settings
+from models.states import Stage
+
+_log = logging.getLogger(__name__)
+
+_LOCK_PATIENCE_SECONDS = 2.0  # a predecessor's trainer dies with it, but not in no time
+_RETRY_SECONDS = 0.5
+_READY_SECONDS = 30.0
+_LEAVE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the heartbeat says."""
+
+    reported: str
+    reason: str | None = None
+
+
+class GpuSession(WorkerSession):
+    def __init__(self, worker: str, device: Device, queue: str) -> None:
+        super().__init__(worker)
+        self.device = device
+        self.queue = queue
+        self.gpu_id: int | None = None
+        self.trainer: TrainerProcess | None = None
+        self.loaded_base: str | None = None
+        self._lock_fd: int | None = None
+        self._registered = threading.Event()
+        self._leaving = threading.Event()
+        self._trainer_lock = threading.RLock()
+        self._doubt: str | None = None  # why the device is not known to be free
+        self._idle_since = time.monotonic()
+        self._beat = threading.Condition()
+        self._news = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, before: threading.Event | None = None) -> None:
+        """Take the device and report it from now on, in a thread: the pool must not wait for it.
+
+        Nothing is done until `before` is set.
+        """
+        self._thread = threading.Thread(target=self._serve, args=(before,), name="gpu", daemon=True)
+        self._thread.start()
+
+    def claim(self, job_id: str, fence: int, stage: Stage) -> Claim | None:
+        if not self._registered.wait(_READY_SECONDS):
+            return None  # the device is not ours yet; the ticket is sent again
+        claim = super().claim(job_id, fence, stage)
+        self.beat()
+        return claim
+
+    def release(self) -> None:
+        super().release()
+        self._idle_since = time.monotonic()
+        self.beat()
+
+    def drain(self) -> None:
+        super().drain()
+        self.beat()
+
+    def beat(self) -> None:
+        """Report soon: something has changed."""
+        with self._beat:
+            self._news = True
+            self._beat.notify_all()
+
+    def report(self, session: Session) -> None:
+        """Say that the device is free, in the transaction that ends the attempt."""
+        free = self._report(attempt_ends=True)
+        self._write(session, free)
+
+    # The trainer
+
+    def trainer_for(self, module: str) -> TrainerProcess:
+        """The living trainer if it plays `module`, else a new one. Main thread only.
+
+        Raises SetupError when the one before does not die.
+        """
+        with self._trainer_lock:
+            current = self.trainer
+            if current is not None and current.alive and current.module == module:
+                return current
+            if current is not None:
+                self.end_trainer()
+            self.trainer = TrainerProcess(module, self.device, lock_fd=self._lock_fd)
+            self.beat()
+            return self.trainer
+
+    def end_trainer(self, *, gently: bool = False) -> None:
+        """Let it leave by itself, or kill it; return when nothing of it lives.
+
+        Raises SetupError when something does: the device is in doubt until it is gone.
+        """
+        with self._trainer_lock:
+            current, self.trainer, self.loaded_base = self.trainer, None, None
+        if current is None:
+            return
+        if gently:
+            current.leave(_LEAVE_SECONDS)
+        if not current.kill():
+            self._doubt = f"the trainer (pid {current.pid}) does not die"
+            self.beat()
+            raise SetupError(
+                self._doubt, where=self.device.uuid, remedy="look for it in `ps`; reset the device"
+            )
+        self.beat()
+
+    def leave(self, *, in_order: bool) -> None:
+        """The child ends. In good order the trainer may leave by itself, and the row says so."""
+        self._leaving.set()
+        self.beat()
+        if self._thread is not None:
+            self._thread.join(_LEAVE_SECONDS)  # a heartbeat after `mark_gone` would take it back
+        try:
+            self.end_trainer(gently=in_order and self.lease is None)
+            if in_order and self.gpu_id is not None:
+                with transaction() as session:
+                    gpus.mark_gone(session, self.gpu_id, self.id)
+        except CeloraError as error:
+            _log.warning("%s: %s", self.device.uuid, error)
+
+    def _on_lost(self, why: str) -> None:
+        try:
+            self.end_trainer()
+        except SetupError as error:
+            _log.error("%s", error)
+        super()._on_lost(why)
+
+    # The row
+
+    def _serve(self, before: threading.Event | None) -> None:
+        if before is not None:
+            before.wait()
+        self._take_lock()
+        while not self._leaving.is_set():
+            try:
+                self._register()
+                break
+            except UnavailableError as error:
+                _log.warning("the device is not registered yet: %s", error.what)
+                self._leaving.wait(_RETRY_SECONDS)
+        while not self._leaving.is_set():
+            try:
+                self._send_report()
+                pause = settings().gpu_heartbeat_seconds
+            except UnavailableError as error:
+                _log.warning("no heartbeat: %s", error.what)
+                pause = min(settings().gpu_heartbeat_seconds, _RETRY_SECONDS)
+            except Exception:  # noqa: BLE001 (a device whose heartbeat ends is lost to the pool)
+                _log.exception("no heartbeat")
+                pause = settings().gpu_heartbeat_seconds
+            with self._beat:
+                if not self._news:
+                    self._beat.wait(pause)
+                self._news = False
+            self._end_idle_trainer()
+
+    def _take_lock(self) -> None:
+        """Wait for the device's trainer lock; end what an earlier child of this worker left.
+
+        The worker's main process holds the worker's lock, so whoever holds this one is a leftover.
+        """
+        path = locks.trainer_lock(self.device)
+        patience = time.monotonic() + _LOCK_PATIENCE_SECONDS
+        while not self._leaving.is_set():
+            self._lock_fd = locks.take(path)
+            if self._lock_fd is not None:
+                locks.note(self._lock_fd, f"{self.worker} pid {os.getpid()}\n")
+                return
+            if time.monotonic() > patience:
+                left = processes.holders(path)
+                _log.warning("%s is still used by pid %s: killed", self.device.uuid, left)
+                processes.end_holders(path, seconds=_LOCK_PATIENCE_SECONDS)
+            self._leaving.wait(0.05)
+
+    def _register(self) -> None:
+        with transaction() as session:
+            gpu_id = gpus.register_gpu(
+                session,
+                host=settings().resolved_host,
+                index=self.device.index,
+                uuid=self.device.uuid,
+                kind=self.device.kind,
+                model=self.device.model,
+                memory_bytes=self.device.memory_bytes,
+                queue=self.queue,
+                worker=self.worker,
+                worker_session=self.id,
+                boot_id=boot_id(),
+                versions=_versions(),
+            )
+            ended = attempts.end_session_attempts(session, gpu_id, self.id)
+        for job_id in ended:
+            _log.warning("job %s: its attempt on %s was lost", job_id, self.device.uuid)
+        self.gpu_id = gpu_id
+        self._registered.set()
+
+    def _send_report(self) -> None:
+        report = self._report()
+        with transaction() as session:
+            ours = self._write(session, report)
+        if not ours:
+            _log.error(
+                "%s: another worker reports this device (same CELORA_HOST?); no job is taken here",
+                self.device.uuid,
+            )
+
+    def _write(self, session: Session, report: Report) -> bool:
+        if self.gpu_id is None:
+            return True
+        trainer = self.trainer
+        return gpus.heartbeat(
+            session,
+            self.gpu_id,
+            self.id,
+            reported=report.reported,
+            reason=report.reason,
+            loaded_base=self.loaded_base,
+            trainer_pid=trainer.pid if trainer is not None and trainer.alive else None,
+        )
+
+    def _report(self, *, attempt_ends: bool = False) -> Report:
+        if self.draining.is_set():
+            return Report("unknown", "its worker is stopping")
+        if self._doubt is not None:
+            if processes.holders(locks.trainer_lock(self.device)):
+                return Report("unknown", self._doubt)
+            self._doubt = None
+        if attempt_ends:
+            return Report("idle")
+        if self.lease is not None:
+            return Report("busy")
+        trainer = self.trainer
+        own = processes.session_members(trainer.pid) if trainer and trainer.alive else []
+        foreign = foreign_use(self.device, own)
+        return Report("idle") if foreign is None else Report("held", foreign)
+
+    def _end_idle_trainer(self) -> None:
+        with self._trainer_lock:
+            idle = time.monotonic() - self._idle_since
+            if self.trainer is None or self.lease is not None:
+                return
+            if self.trainer.alive and idle < settings().trainer_idle_seconds:
+                return
+            try:
+                self.end_trainer(gently=True)
+            except SetupError as error:
+                _log.error("%s", error)
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides how a job is trained; nothing is imported for it."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("celora", "torch", "transformers", "trl", "peft", "bitsandbytes"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
