@@ -126,6 +126,15 @@ def postgres(server_folder: Path) -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
+def wheel_postgres(server_folder: Path) -> Iterator[PostgresServer]:
+    """Always the wheel's PostgreSQL (18): for what must run on more than one version."""
+    folder = server_folder / "wheel-postgres"
+    folder.mkdir(mode=0o755)
+    with postgres_server.own_server(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def rabbitmq(server_folder: Path) -> Iterator[RabbitServer]:
     folder = server_folder / "rabbitmq"
     folder.mkdir()
