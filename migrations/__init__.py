@@ -99,5 +99,5 @@ def _connection(url: str) -> Iterator[Connection]:
         reason = str(error.orig or error).strip().partition("\n")[0]
         raise UnavailableError(
             f"the database could not be migrated: {reason}",
-            remedy="check CELORA_DATABASE_URL; after a lock time-out nothing was changed: try again",
+            remedy="check CELORA_DATABASE_URL; a lock time-out changes nothing: try again",
         ) from error

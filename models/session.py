@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+from pydantic_core import to_json
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from models.errors import UnavailableError
+from models.errors import CeloraError, SetupError, UnavailableError
 from models.settings import settings
 
 # Sent with the connection, so that no session of ours can hold a snapshot or a lock for long:
@@ -35,7 +36,13 @@ def connect_arguments() -> dict[str, object]:
 
 @lru_cache(maxsize=4)
 def engine_for(url: str) -> Engine:
-    return create_engine(url, connect_args=connect_arguments(), pool_pre_ping=True, pool_size=5)
+    return create_engine(
+        url,
+        connect_args=connect_arguments(),
+        pool_pre_ping=True,
+        pool_size=5,
+        json_serializer=_to_json,
+    )
 
 
 def engine() -> Engine:
@@ -47,14 +54,37 @@ def engine() -> Engine:
 def transaction() -> Iterator[Session]:
     """One short transaction: commits on success, rolls back on error.
 
-    Raises UnavailableError when the server cannot be reached, so that callers retry on one error.
+    Raises UnavailableError when the server cannot be reached, or ended the connection or gave up on
+    a lock, so that callers retry on one error; SetupError on a database without our tables.
     """
     try:
         with Session(engine(), expire_on_commit=False) as session, session.begin():
             yield session
-    except (OperationalError, InterfaceError) as error:
-        reason = str(error.orig or error).strip().splitlines()[0]
-        raise UnavailableError(
+    except DBAPIError as error:
+        if (ours := explained(error)) is None:
+            raise
+        raise ours from error
+
+
+def explained(error: DBAPIError) -> CeloraError | None:
+    """The error of ours that a database error means; none when it is a fault of the program."""
+    reason = str(error.orig or error).strip().partition("\n")[0]
+    if isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated:
+        return UnavailableError(
             f"the database did not answer: {reason}",
             remedy="check CELORA_DATABASE_URL and `celora doctor`; is `celora up` running?",
-        ) from error
+        )
+    if getattr(error.orig, "sqlstate", None) in _OTHER_SCHEMA:
+        return SetupError(
+            f"the database is not of this version: {reason}", remedy="run `celora db upgrade`"
+        )
+    return None
+
+
+_OTHER_SCHEMA = {"42P01", "42703"}  # undefined_table, undefined_column
+
+
+def _to_json(value: object) -> str:
+    """JSON that Postgres takes: NaN and infinity become null, a NUL character its replacement."""
+    text = to_json(value, inf_nan_mode="null").decode()
+    return text.replace(r"\u0000", "\ufffd")

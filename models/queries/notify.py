@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from models.errors import UnavailableError
-from models.session import engine
+from models.session import engine, explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,14 @@ def listen(channel: str) -> Iterator[Listener]:
             connection.autocommit = True
             connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
             yield Listener(connection)
-    except (OperationalError, InterfaceError, psycopg.Error) as error:
+    except DBAPIError as error:
+        if (ours := explained(error)) is None:
+            raise
+        raise ours from error
+    except psycopg.Error as error:
         raise _lost(error) from error
 
 
-def _lost(error: Exception) -> UnavailableError:
-    reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-    return UnavailableError(
-        f"the database did not answer: {reason}",
-        remedy="check CELORA_DATABASE_URL and `celora doctor`; is `celora up` running?",
-    )
+def _lost(error: psycopg.Error) -> UnavailableError:
+    reason = str(error).strip().partition("\n")[0]
+    return UnavailableError(f"the database connection was lost: {reason}")

@@ -16,14 +16,17 @@ _LIVE = exists().where(
 
 
 def unsent(session: Session, limit: int = 100) -> list[Ticket]:
-    """Tickets of live attempts that wait for the relay, oldest first.
+    """Tickets of live attempts that wait for the relay, the least tried first.
 
     They are not locked: a lock would have to be held while the broker is spoken to. So two relays
     may publish one ticket twice, as a crash between the two steps does: the claim tells them apart.
     """
     return list(
         session.scalars(
-            select(Ticket).where(Ticket.sent_at.is_(None), _LIVE).order_by(Ticket.id).limit(limit)
+            select(Ticket)
+            .where(Ticket.sent_at.is_(None), _LIVE)
+            .order_by(Ticket.send_attempts, Ticket.id)
+            .limit(limit)
         )
     )
 

@@ -1,0 +1,87 @@
+"""The dispatcher's loop: wake on a notification or every few seconds, place, repair."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from models.errors import CeloraError, UnavailableError
+from models.queries.history import WAKE_CHANNEL
+from models.queries.notify import Listener, listen
+from models.settings import settings
+from tasks.dispatcher import place, reconcile, relay
+from tasks.dispatcher.outage import Outage
+
+log = logging.getLogger(__name__)
+
+# How long a stop may go unnoticed while nothing happens.
+STOP_CHECK_SECONDS = 0.25
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = threading.Event()
+
+    def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's signature)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    run(stop)
+
+
+def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
+    """Place, relay and repair until `stop` is set; outlives Postgres and the broker.
+
+    `publish` sends one ticket; the default sends it to the broker of the settings.
+    """
+    tickets = threading.Event()
+    sender = threading.Thread(
+        target=relay.run,
+        args=(stop, tickets, publish or relay.Publisher()),
+        name="relay",
+        daemon=True,  # it may sit in a publish when the process is to leave: tickets are kept
+    )
+    sender.start()
+    outage = Outage("Postgres does not answer", "jobs that run go on; nothing is placed")
+    log.info("dispatching")
+    while not stop.is_set():
+        try:
+            with listen(WAKE_CHANNEL) as wakes:
+                outage.over()
+                _serve(wakes, stop, tickets)
+        except UnavailableError as error:
+            stop.wait(outage.failed(error))
+    tickets.set()
+    sender.join(relay.CONFIRM_SECONDS)
+    log.info("stopped")
+
+
+def _serve(wakes: Listener, stop: threading.Event, tickets: threading.Event) -> None:
+    """Work while the listening connection lives. Raises UnavailableError when Postgres is gone."""
+    repair_at = 0.0  # at once: much may have been lost while nobody looked
+    while not stop.is_set():
+        if time.monotonic() >= repair_at:
+            _work(reconcile.pass_once, tickets)
+            repair_at = time.monotonic() + settings().poll_seconds
+        _work(place.pass_once, tickets)
+        while not stop.is_set() and (left := repair_at - time.monotonic()) > 0:
+            if wakes.wait(min(left, STOP_CHECK_SECONDS)):
+                break
+
+
+def _work(step: Callable[[], int], tickets: threading.Event) -> None:
+    """One pass; what it did may have left tickets. A fault in one step does not stop the others."""
+    try:
+        if step():
+            tickets.set()
+    except UnavailableError:
+        raise
+    except CeloraError as error:
+        log.error("a pass failed and is tried again: %s", error)  # noqa: TRY400 (it explains itself)
+    except Exception:
+        log.exception("a pass failed and is tried again")

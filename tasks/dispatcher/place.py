@@ -1,0 +1,28 @@
+"""Placing: a job that waits and a worker that is free become an attempt with its ticket."""
+
+from __future__ import annotations
+
+import logging
+
+from models.queries import placement
+from models.session import transaction
+from models.settings import settings
+from tasks.names import CPU_QUEUE
+
+log = logging.getLogger(__name__)
+
+
+def pass_once() -> int:
+    """Place all that can be placed now; returns how many tickets wait for the relay."""
+    with transaction() as session:
+        preparing = placement.place_preprocess(
+            session, settings().prepare_in_flight, queue=CPU_QUEUE
+        )
+        placed = placement.place_jobs(
+            session,
+            stale_seconds=settings().gpu_stale_seconds,
+            half_life_seconds=settings().usage_half_life_seconds,
+        )
+    for one in placed:
+        log.info("job %s, attempt %d: %s to %s", one.job_id, one.fence, one.stage, one.queue)
+    return preparing + len(placed)
