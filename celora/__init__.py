@@ -1,0 +1,87 @@
+"""Celora: fine-tuning as a service on your own GPUs.
+
+    import celora
+
+    job = celora.submit(base_model="meta-llama/Llama-3.2-1B", dataset="rows.jsonl", method="lora")
+    job = celora.wait(job)
+    print(job.state, job.adapter_url)
+
+Everything here is loaded at its first use: the import itself costs next to nothing, so that a web
+application or a Celery app can hold it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celora.client import (
+        cancel,
+        events,
+        get,
+        jobs,
+        metrics,
+        pause,
+        resume,
+        retry,
+        submit,
+        validate,
+        why,
+    )
+    from celora.follow import wait
+    from celora.views import Event, Job, Metric
+    from models.errors import CeloraError
+    from models.queries.waiting import Why
+    from models.spec import JobSpec
+    from models.states import JobState, Stage
+    from training_data.validate import Report
+
+__all__ = [
+    "CeloraError",
+    "Event",
+    "Job",
+    "JobSpec",
+    "JobState",
+    "Metric",
+    "Report",
+    "Stage",
+    "Why",
+    "cancel",
+    "events",
+    "get",
+    "jobs",
+    "metrics",
+    "pause",
+    "resume",
+    "retry",
+    "submit",
+    "validate",
+    "wait",
+    "why",
+]
+
+_ELSEWHERE = {
+    "CeloraError": "models.errors",
+    "Event": "celora.views",
+    "Job": "celora.views",
+    "JobSpec": "models.spec",
+    "JobState": "models.states",
+    "Metric": "celora.views",
+    "Report": "training_data.validate",
+    "Stage": "models.states",
+    "Why": "models.queries.waiting",
+    "wait": "celora.follow",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'celora' has no attribute {name!r}")
+    value = getattr(import_module(_ELSEWHERE.get(name, "celora.client")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

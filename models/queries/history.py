@@ -191,11 +191,11 @@ def logs_of(session: Session, job_id: str, after_id: int = 0, limit: int = 1000)
 
 
 def metrics_of(
-    session: Session, job_id: str, names: Sequence[str] | None = None
+    session: Session, job_id: str, names: Sequence[str] | None = None, *, after_step: int = -1
 ) -> list[MetricRow]:
     """All points of a job, or those of some metrics, by stage, name and step."""
     statement = select(Metric.stage, Metric.name, Metric.step, Metric.value).where(
-        Metric.job_id == job_id
+        Metric.job_id == job_id, Metric.step > after_step
     )
     if names is not None:
         statement = statement.where(Metric.name.in_(names))

@@ -1,0 +1,5 @@
+"""`python -m celora` is `celora`."""
+
+from celora.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""`celora db`: the database's schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from celora.cli.output import AsJson, print_json
+
+db = typer.Typer(no_args_is_help=True, help="Upgrade and inspect the database's schema.")
+
+
+@db.command()
+def upgrade(
+    revision: Annotated[str, typer.Argument(help="Revision to go up to.")] = "head",
+) -> None:
+    """Bring the database to the newest revision; safe to run at any time, and twice."""
+    import migrations
+    from models.settings import settings
+
+    migrations.upgrade(settings().resolved_database_url, revision)
+    print(f"at revision {migrations.current(settings().resolved_database_url)}")
+
+
+@db.command()
+def current(as_json: AsJson = False) -> None:
+    """Show the database's revision, and the one this version of Celora needs.
+
+    Exit code 5 when they differ.
+    """
+    import migrations
+    from models.settings import settings
+
+    found, needed = migrations.current(settings().resolved_database_url), migrations.head()
+    if as_json:
+        print_json({"current": found, "head": needed})
+    else:
+        print(f"database: {found or 'empty'}; this version needs: {needed}")
+    if found != needed:
+        raise typer.Exit(5)
+
+
+@db.command()
+def url() -> None:
+    """Print the address for psql and other libpq programs: psql "$(celora db url)"."""
+    from sqlalchemy import make_url
+
+    from models.settings import settings
+
+    address = make_url(settings().resolved_database_url).set(drivername="postgresql")
+    print(address.render_as_string(hide_password=False))

@@ -1,0 +1,84 @@
+"""`celora submit`: a job from options, from a file, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from celora.cli.output import AsJson, print_json
+from celora.cli.spec_options import given_fields, option_name, read_spec_file, with_spec_options
+from models.errors import SpecError
+
+
+@with_spec_options
+def submit(
+    *,
+    spec: Annotated[
+        Path | None,
+        typer.Option(help="A .json, .yaml or .toml file with fields; options win over it."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch the job run.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for its end; the exit code tells how it ended.")
+    ] = False,
+    tenant: Annotated[str, typer.Option(help="Whose share of the GPUs it uses.")] = "default",
+    user: Annotated[
+        str | None, typer.Option(help="Who submits. Default: who is logged in.", show_default=False)
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="A repeated key of the tenant returns the first job, unchanged."),
+    ] = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> int:
+    """Submit a fine-tuning job.
+
+    celora submit --base-model BASE --dataset rows.jsonl --method qlora --watch
+    """
+    import celora
+
+    fields = read_spec_file(spec) if spec is not None else {}
+    try:
+        job = celora.submit(
+            tenant=tenant,
+            user=user,
+            idempotency_key=idempotency_key,
+            **(fields | given_fields(options)),
+        )
+    except SpecError as error:
+        raise _in_options(error) from None
+    if as_json and not wait:
+        print_json(job)
+    elif not as_json:
+        print(f"submitted {job.id}", flush=True)
+    if watch and not as_json:
+        from celora.cli.watch import watch_job
+
+        return watch_job(job.id)
+    if wait or watch:
+        from celora.cli.watch import exit_code
+
+        ended = celora.wait(job)
+        if as_json:
+            print_json(ended)
+        else:
+            print(ended)
+        return exit_code(ended)
+    if not as_json:
+        print(f"celora watch {job.id}   shows how it goes")
+    return 0
+
+
+def _in_options(error: SpecError) -> SpecError:
+    """The same error with the option's name instead of the field's."""
+    from models.spec import JobSpec
+
+    field = (error.where or "").partition(".")[0]
+    if field not in JobSpec.model_fields:
+        return error
+    if error.what == "Field required":
+        return SpecError("is required", where=option_name(field), remedy="celora submit --help")
+    return SpecError(error.what, where=option_name(field), remedy="celora submit --help")
