@@ -114,6 +114,13 @@ def list_jobs(
     return list(session.scalars(statement))
 
 
+def attempts_of(session: Session, job_id: str) -> list[Attempt]:
+    """All attempts of a job, the first placed first."""
+    return list(
+        session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.fence))
+    )
+
+
 def resolve_job_id(session: Session, text: str) -> str:
     """The id that `text` means: a whole one, its beginning (with or without "ftjob-"), or "last".
 

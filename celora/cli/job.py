@@ -1,0 +1,128 @@
+"""`celora job`: all that is on record about one job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celora.cli.output import (
+    AsJson,
+    JobId,
+    console,
+    duration,
+    print_json,
+    size,
+    state_text,
+    table,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from celora.record import Record
+
+
+def job(job: JobId, as_json: AsJson = False) -> None:
+    """Show all about one job; --json holds the whole spec, every attempt, metric and event."""
+    from celora.record import read
+
+    record = read(job)
+    if as_json:
+        print_json(record.as_json())
+    else:
+        _print(record, console())
+
+
+def _print(record: Record, to: Console) -> None:
+    from celora.cli.watch import error_text
+
+    job = record.job
+    to.print(state_text(job.state), f"[b]{job.id}[/b]", job.name or "", sep="  ")
+    to.print(table(["", ""], _facts(record)), markup=False)
+    if job.error:
+        to.print(f"\nerror: {error_text(job.error)}", markup=False, style="red")
+    if job.verdict:
+        to.print("\n[b]data[/b]")
+        to.print(table(["", ""], _verdict(job.verdict)))
+        for warning in job.verdict.get("warnings") or []:
+            to.print(f"warning: {warning}", markup=False, style="yellow")
+    if record.evaluations:
+        to.print("\n[b]evaluation[/b]")
+        to.print(evaluation_table(record))
+    for sample in record.samples[:3]:
+        to.print(f"\nprompt   {sample.prompt}", markup=False)
+        to.print(f"expected {sample.expected}", markup=False)
+        to.print(f"base     {sample.base_answer}", markup=False, style="dim")
+        to.print(f"tuned    {sample.tuned_answer}", markup=False)
+    to.print("\n[b]events[/b]")
+    for event in record.events[-20:]:
+        to.print(f"{event.created_at.astimezone():%F %T}  {event.message}", markup=False)
+
+
+def evaluation_table(record: Record) -> Any:
+    """Base and tuned model side by side."""
+    by_subject = {evaluation.subject: evaluation for evaluation in record.evaluations}
+    base, tuned = by_subject.get("base"), by_subject.get("tuned")
+    rows = []
+    for title, name, form in (
+        ("loss on held-out rows", "loss", "{:.4f}"),
+        ("perplexity", "perplexity", "{:,.2f}"),
+        ("token accuracy", "token_accuracy", "{:.1%}"),
+        ("exact match", "exact_match", "{:.1%}"),
+        ("BLEU", "bleu", "{:.1f}"),
+        ("ROUGE-L", "rouge_l", "{:.3f}"),
+    ):
+        values = [None if one is None else getattr(one, name) for one in (base, tuned)]
+        if any(value is not None for value in values):
+            rows.append((title, *("–" if v is None else form.format(v) for v in values)))
+    return table(["", "base", "tuned"], rows, right="base tuned")
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    job = record.job
+    facts = [
+        ("method", f"{job.method}, base {job.base_model} ({job.base_revision or 'not resolved'})"),
+        ("data", job.spec.dataset),
+        ("tenant, user", f"{job.tenant}, {job.user}"),
+        ("stage", f"{job.stage}{f': {job.activity}' if job.activity else ''}"),
+    ]
+    if record.why and not job.finished:
+        facts.append(("why", record.why.sentence))
+    if job.total_steps:
+        loss = "" if job.train_loss is None else f", loss {job.train_loss:.4g}"
+        facts.append(("steps", f"{job.step} of {job.total_steps}{loss}"))
+    if job.gpu_seconds:
+        facts.append(("device time", duration(job.gpu_seconds)))
+    last = record.attempts[-1] if record.attempts else None
+    if last is not None and last.worker:
+        facts.append(("attempts", f"{len(record.attempts)}, the last on {last.worker}"))
+    if record.checkpoints:
+        newest = record.checkpoints[0]
+        facts.append(
+            (
+                "checkpoints",
+                f"{len(record.checkpoints)}, newest at step {newest.step}: {newest.url}",
+            )
+        )
+    facts += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
+    return facts
+
+
+def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    lengths = verdict.get("lengths") or {}
+    dropped = ", ".join(f"{n} {why}" for why, n in (verdict.get("dropped") or {}).items() if n)
+    facts = [
+        ("shape", verdict.get("shape")),
+        ("rows", f"{verdict.get('rows_train')} to train on, {verdict.get('rows_eval')} held out"),
+        ("dropped", dropped or "none"),
+        ("tokens a row", ", ".join(f"{name} {value}" for name, value in lengths.items())),
+        ("steps", f"{verdict.get('total_steps')} ({verdict.get('tokens_per_step')} tokens a step)"),
+        ("without loss", _share(verdict.get("masked_share"))),
+    ]
+    example = (verdict.get("example") or {}).get("text_with_mask")
+    if example:
+        facts.append(("a row", str(example)))
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _share(value: Any) -> str:
+    return f"{value:.0%} of the tokens" if isinstance(value, (int, float)) else ""

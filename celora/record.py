@@ -1,0 +1,85 @@
+"""All that is on record about one job, read in one transaction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from celora.views import Artifact, Attempt, Checkpoint, Evaluation, Event, Job, Metric, Sample
+from models.queries import history, jobs, products
+from models.queries.waiting import Why, why_waiting
+from models.session import transaction
+
+_EVENTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    job: Job
+    why: Why
+    attempts: list[Attempt]  # the first placed first
+    metrics: list[Metric]
+    checkpoints: list[Checkpoint]  # those that stand, the newest first
+    artifacts: list[Artifact]
+    evaluations: list[Evaluation]
+    samples: list[Sample]
+    events: list[Event]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only; the job's fields on top, metrics as a summary by stage and name."""
+        return self.job.model_dump(mode="json") | {
+            "why": {"reason": self.why.reason, "sentence": self.why.sentence},
+            "attempts": _dump(self.attempts),
+            "metrics": self.metrics_summary(),
+            "checkpoints": _dump(self.checkpoints),
+            "artifacts": _dump(self.artifacts),
+            "evaluations": _dump(self.evaluations),
+            "samples": _dump(self.samples),
+            "events": _dump(self.events),
+        }
+
+    def metrics_summary(self) -> list[dict[str, Any]]:
+        """Per stage and metric: how many points, first, last, least and greatest value."""
+        curves: dict[tuple[str, str], list[Metric]] = defaultdict(list)
+        for point in self.metrics:
+            curves[point.stage, point.name].append(point)
+        return [
+            {
+                "stage": stage,
+                "name": name,
+                "points": len(curve),
+                "first": curve[0].value,
+                "last": curve[-1].value,
+                "min": min(point.value for point in curve),
+                "max": max(point.value for point in curve),
+                "last_step": curve[-1].step,
+            }
+            for (stage, name), curve in curves.items()
+        ]
+
+
+def read(text: str) -> Record:
+    """By id, unique beginning, or "last". Raises NotFoundError, InputError, UnavailableError."""
+    with transaction() as session:
+        job_id = jobs.resolve_job_id(session, text)
+        evaluations = products.evaluations_of(session, job_id)
+        return Record(
+            job=Job.of(jobs.get_job(session, job_id)),
+            why=why_waiting(session, job_id),
+            attempts=[Attempt.model_validate(a) for a in jobs.attempts_of(session, job_id)],
+            metrics=[Metric(*row) for row in history.metrics_of(session, job_id)],
+            checkpoints=[
+                Checkpoint.model_validate(c) for c in products.checkpoints_of(session, job_id)
+            ],
+            artifacts=[Artifact.model_validate(a) for a in products.artifacts_of(session, job_id)],
+            evaluations=[Evaluation.model_validate(e) for e in evaluations.values()],
+            samples=[Sample.model_validate(s) for s in products.samples_of(session, job_id)],
+            events=[
+                Event.model_validate(e) for e in history.events_of(session, job_id, limit=_EVENTS)
+            ],
+        )
+
+
+def _dump(views: list[Any]) -> list[dict[str, Any]]:
+    return [view.model_dump(mode="json") for view in views]
