@@ -45,6 +45,10 @@ class Report:
     reason: str | None = None
 
 
+class TrainerStuckError(SetupError):
+    """A trainer outlives its SIGKILL, in a driver call that never returns."""
+
+
 class GpuSession(WorkerSession):
     def __init__(self, worker: str, device: Device, queue: str) -> None:
         super().__init__(worker)
@@ -103,7 +107,7 @@ class GpuSession(WorkerSession):
     def trainer_for(self, module: str) -> TrainerProcess:
         """The living trainer if it plays `module`, else a new one. Main thread only.
 
-        Raises SetupError when the one before does not die.
+        Raises TrainerStuckError when the one before does not die.
         """
         with self._trainer_lock:
             current = self.trainer
@@ -118,7 +122,7 @@ class GpuSession(WorkerSession):
     def end_trainer(self, *, gently: bool = False) -> None:
         """Let it leave by itself, or kill it; return when nothing of it lives.
 
-        Raises SetupError when something does: the device is in doubt until it is gone.
+        Raises TrainerStuckError when something does: the device is in doubt until it is gone.
         """
         with self._trainer_lock:
             current, self.trainer, self.loaded_base = self.trainer, None, None
@@ -129,7 +133,7 @@ class GpuSession(WorkerSession):
         if not current.kill():
             self._doubt = f"the trainer (pid {current.pid}) does not die"
             self.beat()
-            raise SetupError(
+            raise TrainerStuckError(
                 self._doubt, where=self.device.uuid, remedy="look for it in `ps`; reset the device"
             )
         self.beat()
@@ -151,7 +155,7 @@ class GpuSession(WorkerSession):
     def _on_lost(self, why: str) -> None:
         try:
             self.end_trainer()
-        except SetupError as error:
+        except TrainerStuckError as error:
             _log.error("%s", error)
         super()._on_lost(why)
 
@@ -273,7 +277,7 @@ class GpuSession(WorkerSession):
                 return
             try:
                 self.end_trainer(gently=True)
-            except SetupError as error:
+            except TrainerStuckError as error:
                 _log.error("%s", error)
 
 

@@ -116,6 +116,11 @@ class Recorder:
         self._wake.set()
         self._thread.join()
 
+    def abandon(self) -> None:
+        """Write nothing more; what the thread is just sending falls to the fence."""
+        self._closed.set()
+        self._wake.set()
+
     def write_rest(self, session: Session) -> None:
         """Write what is left, after `stop`, in the caller's transaction. Raises StaleFenceError."""
         self._write(session, self._batch)

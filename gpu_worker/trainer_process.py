@@ -8,6 +8,7 @@ a trainer never waits for our database.
 from __future__ import annotations
 
 import os
+import queue
 import selectors
 import subprocess
 import threading
@@ -67,7 +68,7 @@ class TrainerProcess:
         self._empty = True
         self._dead = threading.Event()
         self._ending = threading.Lock()
-        self._writing = threading.Lock()
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -87,6 +88,7 @@ class TrainerProcess:
         self._messages = reading
         self._reader = threading.Thread(target=self._read, name="trainer-reader", daemon=True)
         self._reader.start()
+        threading.Thread(target=self._write, name="trainer-writer", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -97,15 +99,13 @@ class TrainerProcess:
         return not self._dead.is_set()
 
     def send(self, command: Run | Stop) -> None:
-        """Write one command. A process that is gone says so through its death, not here."""
-        stdin = self._process.stdin
-        if stdin is None:
-            return
+        """Hand over one command; never blocks, though a process that still imports reads nothing.
+
+        A process that is gone says so through its death, not here.
+        """
         if isinstance(command, Run):
             self.used = True
-        with self._writing, suppress(BrokenPipeError, ValueError):
-            stdin.write(command.encode())
-            stdin.flush()
+        self._outgoing.put(command.encode())
 
     def kill(self) -> bool:
         """End the whole session now, and wait until it is empty. False: something still lives."""
@@ -117,11 +117,19 @@ class TrainerProcess:
 
     def leave(self, seconds: float = 5.0) -> None:
         """Let an idle process end by itself: the end of its standard input says so. Then kill."""
-        if self._process.stdin is not None:
-            with self._writing, suppress(BrokenPipeError):
-                self._process.stdin.close()
+        self._outgoing.put(None)
         if not self._dead.wait(seconds):
             self.kill()
+
+    def _write(self) -> None:
+        """The writer's thread: until there is nothing more to say, or nobody to hear it."""
+        stdin = self._process.stdin
+        if stdin is None:
+            raise RuntimeError("the trainer was started without pipes")
+        with suppress(OSError), stdin:
+            while (line := self._outgoing.get()) is not None:
+                stdin.write(line)
+                stdin.flush()
 
     def _read(self) -> None:
         """The reader's thread: until the process is dead, and all it said is handed on."""
@@ -196,8 +204,9 @@ class TrainerProcess:
             self._empty = processes.end_session(self.pid, seconds=_KILL_SECONDS)
             code = self._process.wait()
             self._dead.set()
+        self._outgoing.put(None)
         os.close(self._messages)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()

@@ -1,0 +1,103 @@
+"""Registers the checkpoints of a stage, in a thread: upload, then the row, then the old ones go.
+
+In this order a row never promises files that are not there, and training never waits for a store.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from gpu_worker.lease import Lease, LeaseLostError
+from gpu_worker.protocol import CheckpointSaved
+from models import store
+from models.errors import StaleFenceError, UnavailableError
+from models.queries import history, products
+from models.tables import Checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointKeeper:
+    def __init__(self, job_id: str, fence: int, lease: Lease) -> None:
+        self._job_id, self._fence, self._lease = job_id, fence, lease
+        self._saved: queue.SimpleQueue[CheckpointSaved | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self.registered_step: int | None = None
+
+    def add(self, saved: CheckpointSaved) -> None:
+        """From the trainer's reader: returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+            self._thread.start()
+        self._saved.put(saved)
+
+    def then(self, call: Callable[[], None]) -> bool:
+        """Call once all that was added is registered or given up; False: nothing to wait for.
+
+        The thread ends with it.
+        """
+        if self._thread is None:
+            return False
+        self._saved.put(None)
+        thread = self._thread
+
+        def wait() -> None:
+            thread.join()
+            call()
+
+        threading.Thread(target=wait, name="checkpoints-end", daemon=True).start()
+        return True
+
+    def _run(self) -> None:
+        while (saved := self._saved.get()) is not None:
+            try:
+                self._register(saved)
+            except (StaleFenceError, LeaseLostError):
+                return  # the attempt is over: these files are the reaper's
+            except (UnavailableError, OSError) as error:
+                self._warn(f"the checkpoint of step {saved.step} was not kept: {error}")
+            except Exception:  # noqa: BLE001 (the next checkpoint may fare better)
+                _log.exception("job %s: checkpoint of step %s", self._job_id, saved.step)
+
+    def _register(self, saved: CheckpointSaved) -> None:
+        url = store.checkpoint_url(self._job_id, self._fence, saved.step)
+        store.upload(Path(saved.path), url)
+
+        def write(session: Session) -> list[Checkpoint]:
+            return products.register_checkpoint(
+                session,
+                self._job_id,
+                self._fence,
+                step=saved.step,
+                url=url,
+                size_bytes=saved.size_bytes,
+                trained_tokens=saved.trained_tokens,
+                metrics=saved.metrics,
+            )
+
+        older = self._lease.insist(write)
+        self.registered_step = saved.step
+        for checkpoint in older:
+            self._delete(checkpoint)
+
+    def _delete(self, checkpoint: Checkpoint) -> None:
+        try:
+            store.remove(checkpoint.url)
+            local = store.work_folder(self._job_id, checkpoint.fence) / "checkpoints"
+            store.remove(str(local / f"step-{checkpoint.step}"))
+        except OSError as error:  # the sweep finds it again: its row says that it is deleted
+            _log.warning("%s was not removed: %s", checkpoint.url, error)
+
+    def _warn(self, what: str) -> None:
+        _log.warning("job %s: %s", self._job_id, what)
+
+        def write(session: Session) -> None:
+            history.add_event(session, self._job_id, "checkpoint_failed", what, level="warn")
+
+        self._lease.insist(write)

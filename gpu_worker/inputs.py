@@ -1,0 +1,106 @@
+"""Fetch to this machine what a stage needs: base model, prepared data, checkpoint, adapter.
+
+The trainer gets local folders only: it has no credentials, and no network is in its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gpu_worker import prepared_data
+from gpu_worker.base_evaluation import known_base
+from gpu_worker.lease import Lease
+from gpu_worker.protocol import Run
+from models import store
+from models.errors import DataError
+from models.queries.attempts import Claim
+from models.settings import settings
+from models.states import Stage
+
+Say = Callable[[str], None]
+
+
+def gather(claim: Claim, lease: Lease, say: Say) -> Run:
+    """Fetch what is not here yet, and say what takes time. Raises CeloraError."""
+    base_path, base_revision = _base(claim, say)
+    prepared = _prepared(claim, say)
+    resume, adapter = None, None
+    if claim.stage is Stage.TRAIN and claim.start_checkpoint is not None:
+        say(f"fetching the checkpoint of step {claim.start_checkpoint.step}")
+        resume = str(_fetch(claim.start_checkpoint.url))
+    if claim.stage is Stage.EVALUATE and claim.adapter_url is not None:
+        adapter = str(_fetch(claim.adapter_url))
+    spec = claim.spec
+    output = store.work_folder(claim.job_id, claim.fence)
+    output.mkdir(parents=True, exist_ok=True)
+    return Run(
+        job_id=claim.job_id,
+        fence=claim.fence,
+        stage="train" if claim.stage is Stage.TRAIN else "evaluate",
+        spec=spec.model_dump(mode="json"),
+        batch_size=claim.overrides.get("batch_size", spec.batch_size),
+        gradient_accumulation=claim.overrides.get(
+            "gradient_accumulation", spec.gradient_accumulation
+        ),
+        base_path=base_path,
+        base_name=spec.base_model,
+        base_revision=base_revision,
+        prepared_path=prepared,
+        output_path=str(output),
+        resume_from=resume,
+        adapter_path=adapter,
+        base_evaluation=known_base(claim, lease) if claim.stage is Stage.EVALUATE else None,
+        facts={"data_digest": claim.data_digest},
+    )
+
+
+_bases: dict[tuple[str, str | None, bool], tuple[str, str]] = {}
+
+
+def _base(claim: Claim, say: Say) -> tuple[str, str]:
+    """Folder and revision of the base model, its weights included."""
+    spec = claim.spec
+    if spec.scripted:
+        return "", claim.base_revision or ""
+    # The revision that preprocessing resolved: a branch may have moved on since.
+    revision = claim.base_revision or spec.base_revision
+    key = (spec.base_model, revision, spec.trust_remote_code)
+    known = _bases.get(key)
+    if known is None or not Path(known[0]).is_dir():
+        from gpu_worker.bases import resolve
+
+        say("fetching the base model")
+        base = resolve(
+            spec.base_model,
+            _hub_revision(revision),
+            weights=True,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        known = _bases[key] = (str(base.path), base.revision)
+    return known
+
+
+def _hub_revision(revision: str | None) -> str | None:
+    """A folder's revision is a digest of its content, which says nothing to a hub."""
+    return None if revision is not None and revision.startswith("sha256:") else revision
+
+
+def _prepared(claim: Claim, say: Say) -> str:
+    if claim.spec.scripted:
+        return ""
+    if claim.prepared_url is None or claim.data_digest is None:
+        raise DataError("the job has no prepared data", remedy="submit it again")
+    if not store.is_local(claim.prepared_url):
+        say("fetching the prepared data")
+    folder = _fetch(claim.prepared_url)
+    prepared_data.verify(folder, claim.data_digest)
+    return str(folder)
+
+
+def _fetch(url: str) -> Path:
+    """A local folder with what lies at `url`. What this machine made itself is still here."""
+    root = settings().artifacts_url.rstrip("/") + "/"
+    below = url.removeprefix(root) if url.startswith(root) else url.rpartition("://")[2]
+    parts = [part for part in below.split("/") if part not in {"", ".", ".."}]
+    return store.download(url, settings().at_home("work", *parts))

@@ -1,0 +1,249 @@
+"""How a stage ends, in one transaction: what it still had to record, and where the job goes.
+
+The device is reported free in the same transaction, first (rows are locked gpus → jobs): the next
+job is placed by the commit that ends this one.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from gpu_worker.base_evaluation import evaluation_cache_key
+from gpu_worker.checkpoints import CheckpointKeeper
+from gpu_worker.gpu_session import GpuSession
+from gpu_worker.inbox import Done, Due, Inbox
+from gpu_worker.lease import Lease, now
+from gpu_worker.protocol import Evaluated, EvaluationResult, Failed, Trained
+from gpu_worker.recorder import Recorder
+from gpu_worker.session import OUTCOMES, LeaseLost
+from models import store
+from models.errors import StateError, TimeLimitError
+from models.queries import attempts, history, products
+from models.queries.attempts import Claim
+from models.settings import settings
+from models.states import Outcome, Stage, StopReason
+
+_log = logging.getLogger(__name__)
+
+_FOR_GOOD = frozenset({Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED})
+
+Write = Callable[[Session], None]
+
+
+class StageEnd:
+    """Each method ends the stage one way; True from those after which the next stage may run."""
+
+    def __init__(self, session: GpuSession, claim: Claim, lease: Lease, inbox: Inbox) -> None:
+        self.session, self.claim, self.lease, self.inbox = session, claim, lease, inbox
+        self.keeper = CheckpointKeeper(claim.job_id, claim.fence, lease)
+        self.recorder = Recorder(
+            claim.job_id,
+            claim.fence,
+            claim.stage,
+            on_stale=lambda: inbox.put(LeaseLost("another ended the attempt")),
+        )
+
+    def trained(self, trained: Trained) -> bool:
+        self.keep_checkpoints()
+        claim = self.claim
+        url = store.join(store.attempt_url(claim.job_id, claim.fence), Path(trained.path).name)
+        if not store.is_local(url):
+            self.recorder.activity(f"uploading the {trained.kind}", at_once=True)
+            self.inbox.in_background(lambda: store.upload(Path(trained.path), url))
+            if (stop := self._until_done()) is not None:
+                return self.stopped(stop, step=trained.step)
+        result = trained.result | {
+            "steps": trained.step,
+            "trained_tokens": trained.trained_tokens,
+            "device": self.session.device.model,
+            "worker": self.session.worker,
+        }
+
+        def register(session: Session) -> None:
+            products.register_artifact(
+                session,
+                claim.job_id,
+                claim.fence,
+                kind=trained.kind,
+                url=url,
+                size_bytes=trained.size_bytes,
+                digest=trained.digest,
+            )
+
+        if not claim.spec.evaluate:
+            return self._end(Outcome.COMPLETED, register, step=trained.step, result=result)
+        self.recorder.stop()
+
+        def finish(session: Session) -> None:
+            self.recorder.write_rest(session)
+            register(session)
+            attempts.finish_stage(
+                session, claim.job_id, claim.fence, Stage.TRAIN, Stage.EVALUATE, result=result
+            )
+
+        try:
+            self.lease.insist(finish)
+        except StateError:
+            _log.info("job %s: its stage had been finished already", claim.job_id)
+        self.session.detach()
+        return True
+
+    def evaluated(self, evaluated: Evaluated) -> bool:
+        claim = self.claim
+        key = evaluation_cache_key(claim)
+
+        def record(session: Session) -> None:
+            for subject, result in (("base", evaluated.base), ("tuned", evaluated.tuned)):
+                products.record_evaluation(
+                    session,
+                    claim.job_id,
+                    claim.fence,
+                    subject=subject,
+                    cache_key=key if subject == "base" else None,
+                    **result.model_dump(),
+                )
+            samples = [sample.model_dump() for sample in evaluated.samples]
+            products.record_samples(session, claim.job_id, claim.fence, samples)
+
+        summary = {
+            "base": _summary(evaluated.base),
+            "tuned": _summary(evaluated.tuned),
+            "base_cached": evaluated.base_cached,
+        }
+        return self._end(Outcome.COMPLETED, record, result={"evaluation": summary})
+
+    def stopped(self, reason: StopReason | None, *, step: int | None = None) -> bool:
+        """Stopped as asked; for no reason: over the time limit."""
+        if reason is not None:
+            return self._end(OUTCOMES[reason], step=step)
+        error = TimeLimitError(
+            f"the job used its {self.claim.spec.time_limit_seconds} s of GPU time",
+            remedy="submit it with a higher time_limit_seconds, or fewer steps",
+        )
+        return self.failed(error.record(), step=step)
+
+    def failed(self, error: dict[str, Any], *, step: int | None = None) -> bool:
+        return self._end(Outcome.FAILED, reason=error.get("message"), step=step, error=error)
+
+    def gave_up(self, why: str) -> bool:
+        return self._end(Outcome.LOST, reason=why)
+
+    def out_of_memory(self, failed: Failed) -> bool:
+        """Again with a smaller micro-batch and the same effective batch, if there is a smaller."""
+        spec, overrides = self.claim.spec, self.claim.overrides
+        batch = overrides.get("batch_size", spec.batch_size)
+        smaller = smaller_batch(batch, spec.effective_batch_size)
+        if smaller is None or self.claim.stage is not Stage.TRAIN:
+            error = failed.error | {
+                "remedy": "use a smaller max_sequence_length, a smaller base, or qlora"
+            }
+            return self.failed(error, step=failed.step)
+        accumulation = spec.effective_batch_size // smaller
+        said = f"out of memory with {batch} rows: again with {smaller} and {accumulation} steps"
+
+        def tell(session: Session) -> None:
+            history.add_event(
+                session,
+                self.claim.job_id,
+                "out_of_memory",
+                said,
+                level="warn",
+                data={"batch_size": smaller, "gradient_accumulation": accumulation},
+            )
+
+        return self._end(
+            Outcome.RETRIED,
+            tell,
+            reason=said,
+            step=failed.step,
+            overrides={"batch_size": smaller, "gradient_accumulation": accumulation},
+        )
+
+    def abandon(self) -> None:
+        """The lease is lost: end the threads, write nothing."""
+        self.recorder.abandon()
+        self.session.release()
+
+    def keep_checkpoints(self) -> None:
+        """Wait until the checkpoints are registered; a cancel does not wait."""
+        if self.keeper.then(lambda: self.inbox.put(Done())):
+            self._until_done()
+
+    def _until_done(self) -> StopReason | None:
+        """Wait for work in the background. A cancel ends the waiting, and so does a stop's grace:
+        returns its reason then.
+
+        Until then a stop waits: a finished upload is worth more than a repeated run.
+        """
+        waits: StopReason | None = None
+        while True:
+            match self.inbox.next():
+                case Done(error=BaseException() as error):
+                    raise error
+                case Done():
+                    return None
+                case StopReason.CANCEL:
+                    return StopReason.CANCEL
+                case StopReason() as waits:
+                    self.inbox.set_deadline(Due.GRACE, now() + settings().stop_grace_seconds)
+                case Due.GRACE:
+                    return waits or StopReason.PREEMPT
+
+    def _end(
+        self,
+        outcome: Outcome,
+        write: Write | None = None,
+        *,
+        reason: str | None = None,
+        step: int | None = None,
+        error: dict[str, Any] | None = None,
+        result: dict[str, Any] | None = None,
+        overrides: dict[str, Any] | None = None,
+    ) -> bool:
+        self.recorder.stop()
+
+        def end(session: Session) -> None:
+            self.session.report(session)
+            self.recorder.write_rest(session)
+            if write is not None:
+                write(session)
+            attempts.end_attempt(
+                session,
+                self.claim.job_id,
+                self.claim.fence,
+                outcome,
+                reason=reason,
+                step=step,
+                error=error,
+                result=result,
+                overrides=overrides,
+            )
+
+        self.lease.insist(end)
+        self.session.release()
+        if outcome in _FOR_GOOD and not store.is_local(settings().artifacts_url):
+            _remove_later(store.work_folder(self.claim.job_id, self.claim.fence))
+        return outcome is Outcome.COMPLETED
+
+
+def smaller_batch(batch: int, effective: int) -> int | None:
+    """The largest micro-batch of at most half of `batch` that divides the effective batch."""
+    return next((size for size in range(batch // 2, 0, -1) if effective % size == 0), None)
+
+
+def _summary(result: EvaluationResult) -> dict[str, Any]:
+    return result.model_dump(exclude={"answers"})
+
+
+def _remove_later(folder: Path) -> None:
+    """The store has it all: the local copy goes, and the next job does not wait for that."""
+    threading.Thread(
+        target=shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, daemon=True
+    ).start()
