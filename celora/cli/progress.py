@@ -168,7 +168,14 @@ def _bar(job: Job, width: int) -> RenderableType:
     grid.add_column(justify="right", no_wrap=True)
     count = f"step {job.step:,} of {total:,}  {min(1.0, job.step / total):>4.0%}"
     grid.add_row(
-        ProgressBar(total=total, completed=job.step, width=max(10, width - len(count) - 2)), count
+        ProgressBar(
+            total=total,
+            completed=job.step,
+            width=max(10, width - len(count) - 2),
+            complete_style="cyan",
+            finished_style="green",
+        ),
+        count,
     )
     return grid
 
@@ -178,10 +185,10 @@ def _numbers(progress: Progress, width: int) -> Text:
 
     job = progress.job
     facts: list[tuple[str, str]] = []
-    if job.tokens_per_second:
-        facts.append(("speed", f"{job.tokens_per_second:,.0f} tokens/s"))
     if progress.seconds_left is not None:
         facts.append(("time left", duration(progress.seconds_left)))
+    if job.tokens_per_second:
+        facts.append(("speed", f"{job.tokens_per_second:,.0f} tokens/s"))
     text = Text()
     if job.train_loss is not None:
         text.append("loss ", "dim").append(f"{job.train_loss:.4f}  ", "bold")
