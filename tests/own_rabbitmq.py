@@ -128,7 +128,9 @@ def _configure(folder: Path, *, amqp: int, distribution: int, epmd: int) -> dict
         "HOME": str(folder),  # the Erlang cookie is made there
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(epmd),
-        "RABBITMQ_NODENAME": f"celora-test-{os.getpid()}@localhost",
+        # An address, not a name: Erlang resolves host names in its own way, where it does at all.
+        "RABBITMQ_NODENAME": f"celora-test-{os.getpid()}@127.0.0.1",
+        "RABBITMQ_USE_LONGNAME": "true",
         "RABBITMQ_DIST_PORT": str(distribution),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_CONFIG_FILE": str(configuration),
