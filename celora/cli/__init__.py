@@ -62,6 +62,13 @@ def application(arguments: list[str]) -> typer.Typer:
     return app
 
 
+def __getattr__(name: str) -> Any:
+    """`celora.cli.app`: the whole application, for documentation and completion tools."""
+    if name == "app":
+        return application([])
+    raise AttributeError(name)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version

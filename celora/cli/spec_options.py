@@ -42,7 +42,9 @@ def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     """The fields that were set on the command line, as JobSpec takes them. Raises SpecError."""
     return {
-        name: _parsed(name, value) for name, value in options.items() if value not in (None, [])
+        name: _parsed(name, value)
+        for name, value in options.items()
+        if value is not None and value not in ([], ())
     }
 
 
@@ -133,7 +135,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def _parsed(name: str, value: Any) -> Any:
-    if not isinstance(value, list):
+    if not isinstance(value, (list, tuple)):
         return value
     if name in _METAVARS:
         pairs = [item.partition("=") for item in value]

@@ -12,6 +12,7 @@ from celora.doctor.check import Check, Verdict
 from models import store
 from models.errors import CeloraError, UnavailableError
 from models.settings import settings
+from tasks.broker import FOLDER_SCHEME
 
 _OLDEST_POSTGRES = 15
 _UP = "start `celora up`, or set CELORA_DATABASE_URL to your own server"
@@ -65,8 +66,8 @@ def broker() -> Iterator[Check]:
     from kombu import Connection
 
     url = settings().resolved_broker_url
-    if url.startswith("filesystem://"):
-        folder = Path(url.removeprefix("filesystem://"))
+    if url.startswith(FOLDER_SCHEME):
+        folder = Path(url.removeprefix(FOLDER_SCHEME))
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile(dir=folder):

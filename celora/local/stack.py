@@ -14,6 +14,7 @@ from celora.local.postgres import EmbeddedPostgres
 from gpu_worker.devices import Device, discover
 from models.errors import SetupError, UnavailableError
 from models.settings import settings
+from tasks.broker import FOLDER_SCHEME
 
 READY_SECONDS = 120.0
 _PRUNE_SECONDS = 60.0
@@ -50,9 +51,7 @@ class Stack:
         )
         broker = settings().resolved_broker_url
         self.broker_folder = (
-            Path(broker.removeprefix("filesystem://"))
-            if broker.startswith("filesystem://")
-            else None
+            Path(broker.removeprefix(FOLDER_SCHEME)) if broker.startswith(FOLDER_SCHEME) else None
         )
         self._say = say
         self._hurry = hurry
