@@ -200,6 +200,9 @@ def stack(
         "CELORA_DATABASE_URL": database,
         "CELORA_BROKER_URL": broker,
         "CELORA_HOME": str(folder / "home"),
+        # Queues, workers and GPU locks of its own, whatever else runs on this machine.
+        "CELORA_HOST": f"test-{os.getpid()}-{next(_numbers)}",
+        "CELORA_LOCK_FOLDER": str(folder / "locks"),
         "CELORA_ALLOW_SCRIPTED": "true",
     }
     failed_before = request.session.testsfailed

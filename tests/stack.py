@@ -85,7 +85,7 @@ class Stack:
             )
         return done
 
-    def wait_until(self, what: str, condition: Callable[[], T], *, seconds: float = 60) -> T:
+    def wait_until(self, what: str, condition: Callable[[], T | None], *, seconds: float = 60) -> T:
         """Poll `condition` until it gives something true, and return that.
 
         Fails with every log when the time is up, and at once when a process has left by itself.

@@ -1,0 +1,257 @@
+"""Whole jobs with every real part: RabbitMQ, Postgres, real processes, the real trainer, real rows.
+
+Only the base model is small: a random Llama that is made on the spot.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import celora
+from celora.views import Job
+from models.queries.gpus import list_gpus
+from models.queries.jobs import find_by_key
+from models.session import transaction
+from models.settings import settings
+from models.tables import Evaluation, Sample
+from tests.postgres_server import free_port
+from tests.stack import Stack
+
+pytestmark = [pytest.mark.broker, pytest.mark.torch]
+
+STEPS = 12
+COLUMNS = {"prompt": "question", "completion": "answer"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from gpu_worker.trainer.tiny_base import random_base
+
+    return random_base(tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def running(stack: Stack) -> Stack:
+    """Dispatcher, cpu worker and one GPU slot, all up."""
+    stack.start("dispatcher")
+    stack.start("cpu-worker")
+    stack.start("gpu-worker", "--devices", "cpu:1")
+
+    def free() -> bool:
+        with transaction() as session:
+            return [gpu.state for gpu in list_gpus(session)] == ["free"]
+
+    stack.wait_until("the GPU slot is free", free, seconds=60)
+    return stack
+
+
+@pytest.fixture(scope="module")
+def fields(base: Path, shared_data: Path) -> dict[str, Any]:
+    """A small job on GSM8K, under the data set's own column names."""
+    return {
+        "base_model": str(base),
+        "dataset": str(shared_data / "gsm8k-train.jsonl"),
+        "columns": COLUMNS,
+        "max_steps": STEPS,
+        "max_sequence_length": 128,
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 5,
+        "validation_fraction": 0.01,
+        "eval_generate_rows": 3,
+        "eval_max_new_tokens": 8,
+        "eval_answer_pattern": r"#### (\S+)",
+    }
+
+
+def finish(stack: Stack, job_id: str, *, seconds: float = 180) -> Job:
+    stack.wait_until(f"{job_id} ends", lambda: celora.get(job_id).finished, seconds=seconds)
+    return celora.get(job_id)
+
+
+@pytest.fixture(scope="module")
+def lora(running: Stack, fields: dict[str, Any]) -> Job:
+    return finish(running, celora.submit(**fields, method="lora", name="lora on gsm8k").id)
+
+
+def test_a_lora_job_completes(lora: Job) -> None:
+    assert lora.state == "completed", lora.error
+    assert (lora.step, lora.total_steps) == (STEPS, STEPS)
+    assert lora.result is not None
+    assert lora.error is None
+    assert lora.gpu_seconds > 0
+    kinds = [event.kind for event in celora.events(lora)]
+    assert kinds[0] == "submitted"
+    assert kinds[-1] == "completed"
+
+
+def test_the_verdict_tells_what_the_data_was(lora: Job) -> None:
+    verdict = lora.verdict
+    assert verdict is not None
+    assert verdict["shape"] == "prompt_completion"
+    assert verdict["columns"] == COLUMNS
+    dropped = sum(verdict["dropped"].values())
+    assert verdict["rows_read"] == 7473
+    assert verdict["rows_train"] + verdict["rows_eval"] + dropped == 7473
+    assert verdict["digests"]["data"]
+
+
+def test_the_curve_has_every_step_once(lora: Job) -> None:
+    losses = [point.step for point in celora.metrics(lora, "train_loss")]
+    assert losses == list(range(1, STEPS + 1))
+    names = {point.name for point in celora.metrics(lora)}
+    assert {"train_loss", "learning_rate", "grad_norm", "tokens_per_second"} <= names
+
+
+def test_the_adapter_loads_and_its_card_tells_how_it_was_made(lora: Job, base: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert lora.adapter_url is not None
+    folder = Path(lora.adapter_url)
+    names = {path.name for path in folder.iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+    assert any("lora_A" in name for name, _ in adapted.named_parameters())
+
+    card = (folder / "README.md").read_text()
+    assert lora.data_digest is not None
+    assert lora.data_digest[:12] in card
+    assert "huggingface/hub" not in card  # a cache path says nothing to anybody else
+    assert str(settings().at_home()) not in card
+
+
+def test_base_and_tuned_are_evaluated_on_the_same_rows(lora: Job) -> None:
+    with transaction() as session:
+        rows = session.query(Evaluation).filter_by(job_id=lora.id).all()
+        found = {row.subject: row for row in rows}
+        samples = session.query(Sample).filter_by(job_id=lora.id).count()
+    assert set(found) == {"base", "tuned"}
+    assert found["base"].rows == found["tuned"].rows > 0
+    assert found["tuned"].generated_rows == 3
+    assert found["tuned"].loss < found["base"].loss
+    assert found["tuned"].exact_match is not None
+    assert samples > 0
+
+
+def test_a_qlora_job_completes_on_the_warm_worker(running: Stack, fields: dict[str, Any]) -> None:
+    job = finish(running, celora.submit(**fields, method="qlora").id)
+    assert job.state == "completed", job.error
+    losses = [point.value for point in celora.metrics(job, "train_loss")]
+    assert len(losses) == STEPS
+    # The same data under the same settings: prepared once.
+    assert job.data_digest is not None
+
+
+def test_bad_data_fails_in_preprocessing_and_names_the_lines(
+    running: Stack, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jsonl"
+    rows = ['{"question": "1+1?", "answer": "2"}'] * 3
+    rows[1:1] = ['{"question": "2+2?", "answer": ', '{"question": "3+3?", "answer": 6}']
+    broken.write_text("\n".join(rows))
+    job = finish(running, celora.submit(**fields | {"dataset": str(broken)}).id, seconds=60)
+    assert (job.state, job.stage) == ("failed", "preprocess")
+    assert job.gpu_seconds == 0
+    assert job.error is not None
+    assert job.error["code"] == "invalid_data"
+    assert {problem["line"] for problem in job.error["problems"]} == {2, 3}
+    assert all(problem["remedy"] for problem in job.error["problems"])
+
+
+def test_a_celery_app_that_knows_only_the_broker_can_submit(
+    running: Stack, fields: dict[str, Any], broker: str
+) -> None:
+    foreign = Celery("somebody-elses", broker=broker)
+    short = fields | {"max_steps": 2, "evaluate": False}
+
+    def submitted(task_id: str) -> str:
+        return running.wait_until(
+            "the job is on record under the task's id", lambda: _id_of(task_id), seconds=30
+        )
+
+    sent = foreign.send_task("celora.submit", [short]).id
+    job_id = submitted(sent)
+    assert finish(running, job_id).state == "completed"
+    # The same task again finds its job; one that is sent after it shows that it was handled.
+    foreign.send_task("celora.submit", [short], task_id=sent)
+    last = submitted(foreign.send_task("celora.submit", [short]).id)
+    celora.cancel(last)
+    assert [job.id for job in celora.jobs(limit=2)] == [last, job_id]
+
+
+def _id_of(task_id: str) -> str | None:
+    with transaction() as session:
+        job = find_by_key(session, "default", task_id)
+        return job.id if job else None
+
+
+@pytest.fixture(scope="module")
+def flower(running: Stack) -> str:
+    """The base URL of a Flower beside the workers, with its login."""
+    port = free_port()
+    running.start(
+        "flower",
+        "--port",
+        str(port),
+        CELORA_FLOWER_USER="ada",
+        CELORA_FLOWER_PASSWORD="engine",
+        FLOWER_UNAUTHENTICATED_API="",
+    )
+    return f"http://127.0.0.1:{port}"
+
+
+def _ask(flower: str, path: str) -> Any:
+    login = base64.b64encode(b"ada:engine").decode()
+    request = urllib.request.Request(  # noqa: S310 (loopback)
+        f"{flower}{path}", headers={"Authorization": f"Basic {login}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 (loopback)
+            return json.load(reply)
+    except OSError:
+        return {}
+
+
+def test_flower_shows_workers_and_tasks(
+    running: Stack, fields: dict[str, Any], flower: str
+) -> None:
+    host = settings().resolved_host
+    workers = {f"cpu@{host}", f"gpu0@{host}"}
+    running.wait_until(
+        "Flower sees both workers",
+        lambda: workers <= set(_ask(flower, "/api/workers?refresh=1")),
+        seconds=60,
+    )
+    job = finish(running, celora.submit(**fields | {"max_steps": 2}).id)
+    assert job.state == "completed", job.error
+
+    def seen() -> bool:
+        tasks = _ask(flower, "/api/tasks").values()
+        ran = {task["name"] for task in tasks if job.id in str(task["args"])}
+        return ran >= {"celora.preprocess", "celora.train", "celora.evaluate"}
+
+    running.wait_until("Flower shows the job's three stages", seen, seconds=30)
+
+
+def test_the_command_tells_all_of_a_job(running: Stack, lora: Job) -> None:
+    told = json.loads(running.run("job", lora.id, "--json").stdout)
+    text = json.dumps(told)
+    assert lora.id in text
+    for part in ("verdict", "attempts", "checkpoints", "events", "evaluations"):
+        assert part in told, sorted(told)
+
+
+def test_the_workers_stop_cleanly(running: Stack) -> None:
+    """Last in this file: nothing of the stack is left after a SIGTERM."""
+    for process in list(reversed(running.running)):
+        assert running.stop(process) == 0, process.said()[-2000:]
