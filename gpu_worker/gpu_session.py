@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _LOCK_PATIENCE_SECONDS = 2.0  # a predecessor's trainer dies with it, but not in no time
 _RETRY_SECONDS = 0.5
+_LOOK_SECONDS = 0.05
 _READY_SECONDS = 30.0
 _LEAVE_SECONDS = 3.0
 
@@ -67,12 +69,14 @@ class GpuSession(WorkerSession):
         self._news = False
         self._thread: threading.Thread | None = None
 
-    def start(self, before: threading.Event | None = None) -> None:
+    def start(self, may_begin: Callable[[], bool] = lambda: True) -> None:
         """Take the device and report it from now on, in a thread: the pool must not wait for it.
 
-        Nothing is done until `before` is set.
+        Nothing is done until `may_begin`.
         """
-        self._thread = threading.Thread(target=self._serve, args=(before,), name="gpu", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(may_begin,), name="gpu", daemon=True
+        )
         self._thread.start()
 
     def claim(self, job_id: str, fence: int, stage: Stage) -> Claim | None:
@@ -161,9 +165,9 @@ class GpuSession(WorkerSession):
 
     # The row
 
-    def _serve(self, before: threading.Event | None) -> None:
-        if before is not None:
-            before.wait()
+    def _serve(self, may_begin: Callable[[], bool]) -> None:
+        while not may_begin():
+            time.sleep(_LOOK_SECONDS)
         self._take_lock()
         while not self._leaving.is_set():
             try:
@@ -204,7 +208,7 @@ class GpuSession(WorkerSession):
                 left = processes.holders(path)
                 _log.warning("%s is still used by pid %s: killed", self.device.uuid, left)
                 processes.end_holders(path, seconds=_LOCK_PATIENCE_SECONDS)
-            self._leaving.wait(0.05)
+            self._leaving.wait(_LOOK_SECONDS)
 
     def _register(self) -> None:
         with transaction() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -50,6 +51,13 @@ def engine() -> Engine:
     return engine_for(settings().resolved_database_url)
 
 
+def forget_connections() -> None:
+    """In a forked child: the parent's connections are not ours. Neither used nor closed."""
+    if engine_for.cache_info().currsize:
+        engine().dispose(close=False)
+        engine_for.cache_clear()
+
+
 @contextmanager
 def transaction() -> Iterator[Session]:
     """One short transaction: commits on success, rolls back on error.
@@ -87,4 +95,7 @@ _OTHER_SCHEMA = {"42P01", "42703"}  # undefined_table, undefined_column
 def _to_json(value: object) -> str:
     """JSON that Postgres takes: NaN and infinity become null, a NUL character its replacement."""
     text = to_json(value, inf_nan_mode="null").decode()
-    return text.replace(r"\u0000", "\ufffd")
+    return _NUL.sub("\\1\ufffd", text)
+
+
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # an escape, not the text of one (\\u0000)

@@ -10,6 +10,7 @@ ever touch its own; prepared data is shared by digest and appears by one rename.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -80,6 +81,34 @@ def upload(folder: Path, url: str) -> None:
         filesystem.touch(f"{path}/{_WHOLE}")
     except OSError as error:
         raise UnavailableError(f"the artifact store refused a write: {error}", where=url) from error
+
+
+def place(folder: Path, url: str) -> None:
+    """`upload`, by a rename where that is possible. Raises UnavailableError."""
+    if not is_local(url):
+        upload(folder, url)
+        return
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _appear(folder, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        upload(folder, url)  # another file system: a copy, and then the rename
+
+
+def read(url: str, name: str) -> bytes:
+    """One small file of a folder in the store. Raises UnavailableError."""
+    try:
+        if is_local(url):
+            return local_path(join(url, name)).read_bytes()
+        import fsspec
+
+        with fsspec.open(join(url, name), "rb") as file:
+            return bytes(file.read())
+    except OSError as error:
+        raise UnavailableError(f"the artifact store refused a read: {error}", where=url) from error
 
 
 def download(url: str, folder: Path) -> Path:

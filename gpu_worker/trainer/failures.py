@@ -1,0 +1,80 @@
+"""From an exception to the error that is stored with the job."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+import torch
+
+from gpu_worker.protocol import Failed
+from models.errors import CeloraError, DeviceMemoryError, SetupError, TrainingError
+
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+)
+_DISK_WORDS = ("no space left on device", "pytorchstreamwriter failed")
+_CAUSE_LENGTH = 300  # characters of a library's own words; the whole text is in the log
+
+
+def failed(error: BaseException, *, step: int | None, in_step: bool) -> Failed:
+    """The message for `error`.
+
+    `in_step` tells that training steps were running: only there does a smaller micro-batch help
+    against exhausted memory.
+    """
+    explained = explain(error, step=step)
+    return Failed(
+        error=explained.record(),
+        step=step,
+        out_of_memory=in_step and isinstance(explained, DeviceMemoryError),
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def explain(error: BaseException, *, step: int | None = None) -> CeloraError:
+    """`error` itself if it is ours, else ours with a short cause."""
+    if isinstance(error, CeloraError):
+        return error
+    where = None if step is None else f"step {step}"
+    if is_out_of_memory(error):
+        return DeviceMemoryError(
+            f"memory ran out: {_cause(error)}",
+            where=where,
+            remedy="a smaller batch_size with more gradient_accumulation, a shorter "
+            "max_sequence_length, gradient_checkpointing on, or method qlora",
+        )
+    if _is_disk_full(error):
+        return SetupError(
+            f"the disk is full: {_cause(error)}",
+            where=where,
+            remedy="free space where CELORA_HOME lies, then retry the job",
+        )
+    return TrainingError(
+        f"training failed: {_cause(error)}",
+        where=where,
+        remedy="the job's log holds the whole traceback",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for device and host memory alike."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _MEMORY_WORDS)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _DISK_WORDS)
+
+
+def _cause(error: BaseException) -> str:
+    text = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {text[:_CAUSE_LENGTH]}"

@@ -1,0 +1,266 @@
+"""The trainer process: one command after another, on one base that is kept in memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from datasets.utils.logging import disable_progress_bar
+from peft import PeftModel
+from transformers.utils import logging as transformers_logging
+
+from gpu_worker.protocol import Activity, BaseChecked, Ready, Replace, Run
+from gpu_worker.protocol import Stopped as StoppedMessage
+from gpu_worker.trainer import base_model, sft
+from gpu_worker.trainer.base_model import Base, BaseKey
+from gpu_worker.trainer.callbacks import Progress
+from gpu_worker.trainer.channel import Channel, StopRequested
+from gpu_worker.trainer.failures import failed
+from gpu_worker.trainer.paged import PagedMemory
+from gpu_worker.trainer.precision import Device, Precision, precision_for
+from gpu_worker.trainer.versions import device_name, versions
+from models.spec import JobSpec, parse_spec
+
+
+class Unfit(Exception):  # noqa: N818 - no error of the job: a fresh process takes the command
+    """This process may not run the command."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained model that is still in memory, for the evaluation that may follow."""
+
+    job_id: str
+    fence: int
+    model: Any
+    precision: Precision
+
+
+def run(channel: Channel) -> None:
+    """Serve commands until Exit, end of file, or until this process is no longer fit."""
+    disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    process = Process(channel)
+    channel.send(Ready(pid=os.getpid(), versions=versions(), device=device_name()))
+    for command in channel.commands():
+        process.serve(command)
+        if process.spent:
+            break
+    channel.leave()
+
+
+class Process:
+    """What one trainer process holds: the base, and between two stages the tuned model."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.spent = False  # leaves as soon as the command in hand is answered
+        self._channel = channel
+        self._base: Base | None = None
+        self._tuned: Tuned | None = None
+        self._used = False
+        self._full = False  # a full job has changed the base's own weights
+        self._progress: Progress | None = None
+        self._paged = PagedMemory()
+
+    def serve(self, command: Run) -> None:
+        """One command, answered by exactly one of Trained, Evaluated, Stopped, Failed, Replace."""
+        self._progress = None
+        try:
+            self._channel.raise_if_stopped()
+            spec = parse_spec(command.spec)
+            stage = self._train if command.stage == "train" else self._evaluate
+            stage(command, spec)
+        except Unfit as why:
+            self._channel.send(Replace(why=str(why)))
+            self.spent = True
+        except StopRequested as stop:
+            self._release()
+            self._channel.send(StoppedMessage(reason=stop.reason, step=self._step or 0))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the supervisor must know
+            self._fail(error)
+        if not self._channel.waiting:
+            gc.collect()  # while idle it costs nothing; otherwise the next job's start does it
+
+    @property
+    def _step(self) -> int | None:
+        return None if self._progress is None else self._progress.step
+
+    # Training
+
+    def _train(self, run: Run, spec: JobSpec) -> None:
+        self._release()
+        self._require_fit(spec)
+        precision = precision_for(spec, Device.current())
+        base, warm = self._base_for(run, spec, precision)
+        self._used = True
+        self._full = spec.method == "full"
+        job = sft.Job(run, spec, precision, base, self._channel, warm)
+        outcome = sft.train(job, self._note, lambda model: self._keep(run, precision, model))
+        if isinstance(outcome, sft.Stopped):
+            self._release()
+            message = StoppedMessage(
+                reason=outcome.reason, step=outcome.step, checkpoint_step=outcome.checkpoint_step
+            )
+            self._channel.send(message)
+        else:
+            self._channel.send(outcome)
+            if not spec.evaluate:
+                self._release()  # after the answer: the supervisor's next move takes time, too
+        self.spent = self._full and not (spec.evaluate and self._tuned is not None)
+
+    def _note(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def _keep(self, run: Run, precision: Precision, model: Any) -> None:
+        self._tuned = Tuned(run.job_id, run.fence, model, precision)
+
+    def _require_fit(self, spec: JobSpec) -> None:
+        if self._full:
+            raise Unfit("a full job has trained this process's base")
+        if spec.method == "full" and self._used:
+            raise Unfit("a full job needs a process that no job has used")
+        if self._paged.too_much:
+            raise Unfit(f"earlier jobs lost {self._paged.lost_bytes} bytes of paged memory")
+
+    # Evaluation
+
+    def _evaluate(self, run: Run, spec: JobSpec) -> None:
+        tuned = self._tuned
+        if tuned is None or (tuned.job_id, tuned.fence) != (run.job_id, run.fence):
+            self._release()
+            self._require_fit(spec)
+            tuned = self._load_tuned(run, spec)
+        from gpu_worker.trainer.evaluate import evaluate
+
+        base = self._base
+        assert base is not None  # noqa: S101 - a tuned model stands on it
+        autocast = tuned.precision.autocast_dtype
+        with torch.autocast(base.model.device.type, dtype=autocast, enabled=autocast is not None):
+            message = evaluate(
+                tuned=tuned.model,
+                base_context=self._base_context(tuned, run),
+                tokenizer=base.tokenizer,
+                run=run,
+                report=self._report,
+            )
+        self._channel.send(message)
+        self._release()
+        self.spent = self._full
+
+    def _load_tuned(self, run: Run, spec: JobSpec) -> Tuned:
+        """For an evaluation on a process that did not train: the base with the saved adapter."""
+        adapter = run.adapter_path
+        if adapter is None:
+            raise Unfit("the tuned model is not in this process, and no adapter was given")
+        precision = precision_for(spec, Device.current())
+        if spec.method == "full":
+            # The tuned model takes the base's place; the base itself is loaded for its turn.
+            run = run.model_copy(update={"base_path": adapter})
+        base, _ = self._base_for(run, spec, precision)
+        self._used = True
+        self._full = spec.method == "full"
+        model = base.model
+        if not self._full:
+            model = PeftModel.from_pretrained(base.model, adapter)
+        tuned = Tuned(run.job_id, run.fence, model.eval(), precision)
+        self._tuned = tuned
+        return tuned
+
+    def _base_context(self, tuned: Tuned, run: Run) -> Callable[[], Any]:
+        if isinstance(tuned.model, PeftModel):
+            return lambda: _without_adapter(tuned.model)
+        return lambda: self._untrained(tuned, run)
+
+    @contextmanager
+    def _untrained(self, tuned: Tuned, run: Run) -> Iterator[Any]:
+        """The base of a full job, loaded anew in the tuned model's place on the device."""
+        assert self._base is not None  # noqa: S101 - the caller's model stands on it
+        device = tuned.model.device
+        tuned.model.to("cpu")
+        key = self._base.key
+        base = base_model.load_model(replace(key, path=run.base_path))
+        try:
+            yield base
+        finally:
+            del base
+            _free()
+            tuned.model.to(device)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        self._channel.raise_if_stopped()
+        self._channel.send(Activity(what=what, done=done, total=total))
+
+    # The base
+
+    def _base_for(self, run: Run, spec: JobSpec, precision: Precision) -> tuple[Base, bool]:
+        """The base for this job, and whether it was warm. Raises Unfit where it is unclean."""
+        key = BaseKey.of(run.base_path, run.base_revision, precision, trust=spec.trust_remote_code)
+        began = time.perf_counter()
+        if self._base is not None and self._base.key == key:
+            found = self._base.differences()
+            self._tell_checked(found, began, warm=True)
+            if found:
+                raise Unfit(f"the base is not as it was loaded: {'; '.join(found)}")
+            return self._base, True
+        self._drop_base()
+        self._channel.send(Activity(what="loading the base model"))
+        self._base = base_model.load(key, name=run.base_name)
+        self._tell_checked([], began, warm=False)
+        return self._base, False
+
+    def _tell_checked(self, found: list[str], began: float, *, warm: bool) -> None:
+        seconds = time.perf_counter() - began
+        self._channel.send(BaseChecked(warm=warm, differences=found, seconds=seconds))
+
+    def _drop_base(self) -> None:
+        """Make room for another base. Raises Unfit if something still holds the old one."""
+        if self._base is None:
+            return
+        old = weakref.ref(self._base.model)
+        self._base = None
+        gc.unfreeze()
+        _free()
+        if old() is not None:
+            raise Unfit("the earlier base model could not be taken out of memory")
+
+    def _release(self) -> None:
+        """Take the adapter off and put the base back as it was."""
+        tuned, self._tuned = self._tuned, None
+        if tuned is not None and self._base is not None and not self._full:
+            self._base.restore(tuned.model)
+        self._paged.forget_job()
+
+    def _fail(self, error: BaseException) -> None:
+        progress = self._progress
+        in_step = progress is not None and progress.first_step_began is not None
+        message = failed(error, step=self._step, in_step=in_step)
+        # The frames of the traceback hold the trainer and its tensors.
+        error.__traceback__ = None
+        del error
+        try:
+            self._release()
+        except Exception as second:  # noqa: BLE001 - then the base is not clean
+            self._channel.log(f"the base could not be cleaned: {second}", "warn")
+            self.spent = True
+        _free()
+        self.spent = self.spent or self._full
+        self._channel.send(message)
+
+
+@contextmanager
+def _without_adapter(model: PeftModel) -> Iterator[Any]:
+    with model.disable_adapter():
+        yield model
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

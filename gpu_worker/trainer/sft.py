@@ -1,0 +1,337 @@
+"""The recipe: one supervised fine-tuning job, from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import (  # type: ignore[import-untyped] # it ships none
+    AcceleratorState,
+    GradientState,
+)
+from datasets import Dataset
+from trl.trainer.sft_config import SFTConfig
+
+from gpu_worker.protocol import Run, Started, Trained
+from gpu_worker.trainer.adapter import lora_config
+from gpu_worker.trainer.base_model import Base
+from gpu_worker.trainer.callbacks import Progress
+from gpu_worker.trainer.card import write_card
+from gpu_worker.trainer.channel import Channel
+from gpu_worker.trainer.checkpoint import (
+    Checkpoint,
+    durable_folder,
+    folder_size,
+    load_weights,
+    open_checkpoint,
+    require_finite,
+    save_weights,
+)
+from gpu_worker.trainer.held_out import held_out_loss
+from gpu_worker.trainer.job_trainer import Collator, JobTrainer
+from gpu_worker.trainer.precision import FLASH, Precision
+from gpu_worker.trainer.versions import device_name, versions
+from models.errors import NonFiniteLossError, NothingToTrainError, SetupError
+from models.spec import JobSpec
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+# torch's fused AdamW is the same algorithm in one kernel, and what TRL takes by default.
+_OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run has to work with."""
+
+    run: Run
+    spec: JobSpec
+    precision: Precision
+    base: Base
+    channel: Channel
+    warm: bool
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run ended early because it was asked to."""
+
+    reason: str
+    step: int
+    checkpoint_step: int | None
+
+
+@dataclass
+class Size:
+    """How the data is cut into steps."""
+
+    batch_size: int
+    gradient_accumulation: int
+    total_steps: int
+
+
+def train(
+    job: Job, progress_made: Callable[[Progress], None], keep: Callable[[Any], None]
+) -> Trained | Stopped:
+    """Train, save, and tell what came of it.
+
+    `progress_made` is given the run's records before the first step, `keep` the model as soon as
+    it carries an adapter, so that the caller can take it off again whatever happens.
+    """
+    run, spec, channel = job.run, job.spec, job.channel
+    began = time.perf_counter()
+    resumed = None if run.resume_from is None else open_checkpoint(Path(run.resume_from))
+
+    # The data was tokenised, masked and packed by preprocessing; it is mapped, not read.
+    data = open_data(Path(run.prepared_path) / "train.arrow")
+    packed = "seq_lengths" in data.column_names
+    size = _size(job, rows=len(data), packed=packed)
+    warmup = spec.resolved_warmup_steps(size.total_steps)
+
+    # Accelerate keeps one state per process, and refuses another precision than the first job's.
+    AcceleratorState._reset_state()  # noqa: SLF001 - accelerate offers no other way
+    GradientState._reset_state()  # noqa: SLF001 - as above
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+    progress = Progress(
+        spec,
+        channel,
+        start_step=0 if resumed is None else resumed.step,
+        trained_tokens=0 if resumed is None else resumed.trained_tokens,
+        device=job.base.model.device,
+        held_out_loss=partial(_held_out_loss, job),
+    )
+    progress_made(progress)
+
+    # TRL seeds every random generator with `seed` before it makes the adapter's first weights.
+    trainer = JobTrainer(
+        model=job.base.model,
+        args=sft_config(job, size, warmup=warmup),
+        train_dataset=data,
+        processing_class=job.base.tokenizer,
+        peft_config=None if spec.method == "full" else lora_config(spec, job.base.model),
+        data_collator=Collator(pad_token_id=job.base.tokenizer.pad_token_id, padding_free=packed),
+        progress=progress,
+        channel=channel,
+        checkpoints=Path(run.output_path) / "checkpoints",
+        base_name=run.base_name,
+        base_revision=run.base_revision,
+    )
+    model: Any = trainer.model
+    keep(model)
+    trainable, total = _count_parameters(model)
+    if trainable == 0:
+        raise NothingToTrainError(
+            "no parameter of the model takes gradients: the run would log losses and learn nothing",
+            where=f"method {spec.method}",
+            remedy="name layers that exist in target_modules, or use auto",
+        )
+    if job.precision.trainable is not None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(job.precision.trainable)
+
+    channel.send(
+        Started(
+            start_step=progress.start_step,
+            total_steps=size.total_steps,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            precision=job.precision.words,
+            attention=job.precision.attention,
+            optimizer=spec.resolved_optimizer,
+        )
+    )
+    channel.raise_if_stopped()
+
+    ended_at_checkpoint = None
+    if progress.start_step < size.total_steps:
+        try:
+            trainer.train(resume_from_checkpoint=run.resume_from)
+            progress.drain()
+        except NonFiniteLossError as error:
+            good = trainer.last_checkpoint or resumed
+            if spec.on_non_finite == "fail" or good is None:
+                raise
+            ended_at_checkpoint = _go_back(job, trainer, good, error)
+    else:
+        load_weights(model, Path(run.resume_from or ""))  # stopped after its last step
+    if progress.stop_reason is not None:
+        saved = trainer.last_checkpoint
+        return Stopped(progress.stop_reason, progress.step, None if saved is None else saved.step)
+
+    final = ended_at_checkpoint or Checkpoint(Path(), size.total_steps, progress.trained_tokens, 0)
+    result = {
+        "steps": final.step,
+        "epoch": progress.latest.get("epoch", 0.0),
+        "trained_tokens": final.trained_tokens,
+        "train_loss": math.fsum(progress.losses) / max(len(progress.losses), 1),
+        "eval_loss": progress.latest.get("eval_loss"),
+        "seconds": time.perf_counter() - began,
+        "peak_memory_bytes": progress.memory_bytes(),
+        "device": device_name(),
+        "precision": job.precision.words,
+        "attention": job.precision.attention,
+        "optimizer": spec.resolved_optimizer,
+        "activation_checkpointing": job.precision.activation_checkpointing,
+        "batch_size": size.batch_size,
+        "gradient_accumulation": size.gradient_accumulation,
+        "warmup_steps": warmup,
+        "packed": packed,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "seed": spec.seed,
+        "versions": versions(),
+        "warm": job.warm,
+        "resumed_at_step": progress.start_step,
+        "ended_at_checkpoint": None if ended_at_checkpoint is None else ended_at_checkpoint.step,
+        "first_step_began": progress.first_step_began,
+        "last_step_ended": progress.last_step_ended,
+    }
+    require_finite(model, final.step)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    job.base.end_training()
+    return _save(job, model, final, result)
+
+
+def sft_config(job: Job, size: Size, *, warmup: int) -> SFTConfig:
+    """Every argument of TRL that matters, from the spec by hand; the rest is switched off."""
+    run, spec, precision = job.run, job.spec, job.precision
+    cuda = torch.cuda.is_available()
+    return SFTConfig(
+        # The run
+        output_dir=run.output_path,
+        per_device_train_batch_size=size.batch_size,
+        gradient_accumulation_steps=size.gradient_accumulation,
+        max_steps=size.total_steps,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        # The optimisation
+        learning_rate=spec.resolved_learning_rate,
+        lr_scheduler_type=_SCHEDULES[spec.schedule],
+        warmup_steps=warmup,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.gradient_clip,
+        optim=_OPTIMIZERS.get(spec.resolved_optimizer, spec.resolved_optimizer),
+        # The device
+        use_cpu=not cuda,
+        bf16=precision.autocast == "bf16",
+        fp16=precision.autocast == "fp16",
+        activation_checkpointing=precision.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        # The data: prepared, so nothing is tokenised, truncated, masked, shuffled or packed here
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        completion_only_loss=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+        # The records: ours, see callbacks and checkpoint
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        include_num_input_tokens_seen="no",
+        push_to_hub=False,
+    )
+
+
+def open_data(path: Path) -> Dataset:
+    """Map a prepared Arrow stream. Raises SetupError where it is missing or broken."""
+    try:
+        return Dataset.from_file(str(path))
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            f"the prepared data cannot be read: {str(error).splitlines()[0]}",
+            where=str(path),
+            remedy="retry the job; if it fails again, remove its prepared data, which is then "
+            "made anew",
+        ) from error
+
+
+def _size(job: Job, *, rows: int, packed: bool) -> Size:
+    batch, accumulation = job.run.batch_size, job.run.gradient_accumulation
+    if packed and batch > 1 and job.precision.attention not in FLASH:
+        # The collator lays a batch of packs end to end in one row. A kernel for variable lengths
+        # takes that as it is; any other attends over the whole row's square.
+        accumulation, batch = accumulation * batch, 1
+        job.channel.log(
+            f"packed rows without variable-length attention: micro-batch 1, accumulation "
+            f"{accumulation}, the same effective batch"
+        )
+    per_epoch = max(1, math.ceil(math.ceil(rows / batch) / accumulation))
+    total = job.spec.max_steps or math.ceil(job.spec.epochs * per_epoch)
+    return Size(batch, accumulation, total)
+
+
+def _count_parameters(model: Any) -> tuple[int, int]:
+    """Trainable, and all; a quantised weight holds two parameters in a byte."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else math.prod(state.shape)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def _held_out_loss(job: Job) -> float | None:
+    return held_out_loss(
+        job.base.model,
+        Path(job.run.prepared_path) / "eval.arrow",
+        batch_size=job.run.batch_size,
+        autocast=job.precision.autocast_dtype,
+    )
+
+
+def _go_back(
+    job: Job, trainer: JobTrainer, good: Checkpoint, error: NonFiniteLossError
+) -> Checkpoint:
+    """End at the last good checkpoint, as `on_non_finite` asks."""
+    job.channel.log(
+        f"{error.what} at {error.where}: ending at the checkpoint of step {good.step}", "warn"
+    )
+    load_weights(trainer.model, good.path)
+    return good
+
+
+def _save(job: Job, model: Any, final: Checkpoint, result: dict[str, Any]) -> Trained:
+    """Write the adapter (or the whole model) with its card, synced, under its final name."""
+    run, full = job.run, job.spec.method == "full"
+    target = Path(run.output_path) / ("model" if full else "adapter")
+    with durable_folder(target) as folder:
+        if full:
+            model.save_pretrained(folder)
+            job.base.tokenizer.save_pretrained(folder)
+        else:
+            save_weights(model, folder, base_name=run.base_name, base_revision=run.base_revision)
+        write_card(folder, run, job.spec, result)
+    return Trained(
+        path=str(target),
+        kind="model" if full else "adapter",
+        size_bytes=folder_size(target),
+        digest=_digest(target),
+        step=final.step,
+        trained_tokens=final.trained_tokens,
+        result=result,
+    )
+
+
+def _digest(folder: Path) -> str:
+    """sha256 over the weights files in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

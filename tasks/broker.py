@@ -1,0 +1,64 @@
+"""From CELORA_BROKER_URL to what kombu wants: RabbitMQ, or a folder that serves as a broker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+FOLDER_SCHEME = "filesystem://"
+
+# Exchanges that carry a table of queues: kombu truncates a table before it locks it, when it makes
+# it, so a second worker that starts at the same moment would wipe the first one's row.
+_TABLES = ("celery", "celora.cpu", "celery.pidbox", "reply.celery.pidbox", "celeryev")
+
+
+def broker_settings(url: str) -> dict[str, Any]:
+    """Celery's broker settings for `url`. A folder is made, with its parts, for this user alone."""
+    if url.startswith(FOLDER_SCHEME):
+        folder = Path(url.removeprefix(FOLDER_SCHEME)).expanduser().absolute()
+        return {"broker_url": FOLDER_SCHEME, "broker_transport_options": _in_folder(folder)}
+    return {
+        "broker_url": url,
+        "broker_transport_options": {
+            "confirm_publish": True,  # else a message that the broker refuses is lost unnoticed
+        },
+        # The server's own 60 s caps it. Only the main process's connection sends heartbeats; a
+        # broker that is silent for two of them is connected to anew.
+        "broker_heartbeat": 30,
+        # Replies go where the caller asks for them (`reply_to`); nothing is kept in the broker.
+        # Only `celora.submit` has a result.
+        "result_backend": "rpc://",
+    }
+
+
+def _in_folder(folder: Path) -> dict[str, Any]:
+    messages, control, processed = (folder / part for part in ("messages", "control", "processed"))
+    for part in (messages, control, processed):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in _TABLES:
+        _make_table(control / f"{name}.exchange")
+    return {
+        "data_folder_in": str(messages),
+        "data_folder_out": str(messages),  # one folder: what one process puts, another gets
+        "control_folder": str(control),
+        "processed_folder": str(processed),
+        "store_processed": False,  # nobody reads what was processed, and it would grow for ever
+        # Seconds between two looks into the folder. The default costs a second a stage; at 0.05 an
+        # idle worker takes under 1 % of a core.
+        "polling_interval": 0.05,
+    }
+
+
+def _make_table(path: Path) -> None:
+    """An empty table, whole from its first moment on, unless there is one."""
+    if path.exists():
+        return
+    whole = path.with_name(f"{path.name}.{os.getpid()}")
+    whole.write_text("[]")
+    try:
+        path.hardlink_to(whole)
+    except FileExistsError:
+        pass  # another process was quicker
+    finally:
+        whole.unlink()

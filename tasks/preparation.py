@@ -1,0 +1,206 @@
+"""One preprocessing attempt: claim → base's tokenizer → tokens, or those of an earlier job → end.
+
+The work runs in a thread; the task waits for its end, a stop or the loss of the lease, whichever
+comes first. Half-prepared data is never used: it is made in the attempt's own folder, and appears
+under its digest when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from gpu_worker import prepared_data
+from gpu_worker.inbox import Done, Due, Inbox
+from gpu_worker.lease import Lease, LeaseLostError, now
+from gpu_worker.session import OUTCOMES, WorkerSession
+from models import store
+from models.errors import CeloraError, SetupError, StaleFenceError, UnavailableError
+from models.queries import attempts, history, products
+from models.queries.attempts import Claim
+from models.settings import settings
+from models.states import Outcome, Stage, StopReason
+
+_log = logging.getLogger(__name__)
+
+_SAY_SECONDS = 1.0  # progress is written this often at most
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the job trains on; no URL and digest for a scripted job, which trains on nothing."""
+
+    verdict: dict[str, Any]
+    base_revision: str | None = None
+    digest: str | None = None
+    url: str | None = None
+
+
+class _Stopped(Exception):  # noqa: N818 (no error: it was asked for)
+    pass
+
+
+def prepare_job(session: WorkerSession, job_id: str, fence: int) -> bool:
+    """True when the data is prepared. False: a stale ticket, bad data, or a stop."""
+    try:
+        claim = session.claim(job_id, fence, Stage.PREPROCESS)
+    except UnavailableError as error:
+        _log.warning("job %s: not claimed: %s", job_id, error.what)
+        return False
+    if claim is None or session.lease is None:
+        return False
+    attempt = _Attempt(claim, session.lease)
+    session.attach(attempt.inbox.put)
+    try:
+        return attempt.run()
+    except (LeaseLostError, StaleFenceError) as error:
+        _log.warning("job %s fence %s: %s", job_id, fence, error.what)
+        return False
+    finally:
+        attempt.stopping.set()
+        session.release()
+
+
+class _Attempt:
+    def __init__(self, claim: Claim, lease: Lease) -> None:
+        self.claim, self.lease = claim, lease
+        self.inbox = Inbox()
+        self.stopping = threading.Event()
+        self.scratch = store.work_folder(claim.job_id, claim.fence) / "prepare"
+        self._said_at = 0.0
+
+    def run(self) -> bool:
+        self.inbox.in_background(self._work)
+        stop: StopReason | None = None
+        while True:
+            match self.inbox.next():
+                case Done(value=_Found() as found):
+                    return self._completed(found)
+                case Done(error=BaseException() as error):
+                    return self._ended(error, stop)
+                case StopReason() as stop:
+                    self.stopping.set()
+                    self.inbox.set_deadline(Due.GRACE, now() + settings().cancel_grace_seconds)
+                case Due.GRACE:
+                    # It sits in a download: left alone, it finds out when it comes back.
+                    return self._end(OUTCOMES[stop or StopReason.CANCEL])
+
+    # In the thread
+
+    def _work(self) -> _Found:
+        if self.claim.spec.scripted:
+            return _Found({"scripted": True}, base_revision="scripted")
+        try:
+            return self._find_or_make()
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _find_or_make(self) -> _Found:
+        from gpu_worker.bases import resolve
+        from training_data.prepare import input_digest, prepare
+
+        spec = self.claim.spec
+        self._say("fetching the tokenizer")
+        base = resolve(
+            spec.base_model,
+            spec.base_revision,
+            weights=False,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        tokenizer_path = str(base.path)
+        self._say("reading the data")
+        digest = input_digest(spec, tokenizer_path)
+        if store.exists(store.prepared_url(digest)):
+            return self._found(digest, base.revision)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        prepared = prepare(
+            spec,
+            tokenizer_path=tokenizer_path,
+            scratch=self.scratch,
+            on_progress=self._progress,
+            should_stop=self.stopping.is_set,
+        )
+        self._leave_if_stopped()
+        # The digest of what was really read decides: the source may have changed since the look.
+        prepared_data.seal(prepared.folder, prepared.digest)
+        self._say("storing the prepared data")
+        store.place(prepared.folder, store.prepared_url(prepared.digest))
+        return self._found(prepared.digest, base.revision)
+
+    def _found(self, digest: str, base_revision: str) -> _Found:
+        url = store.prepared_url(digest)
+        return _Found(json.loads(store.read(url, "verdict.json")), base_revision, digest, url)
+
+    def _progress(self, what: str, rows: int) -> None:
+        self._leave_if_stopped()
+        if now() - self._said_at > _SAY_SECONDS:
+            self._say(f"{what}: {rows:,} rows")
+
+    def _leave_if_stopped(self) -> None:
+        if self.stopping.is_set():
+            raise _Stopped
+
+    def _say(self, what: str) -> None:
+        self._leave_if_stopped()
+        self._said_at = now()
+        self.lease.insist(
+            lambda session: history.set_activity(session, self.claim.job_id, self.claim.fence, what)
+        )
+
+    # Ends
+
+    def _completed(self, found: _Found) -> bool:
+        def write(session: Session) -> None:
+            products.set_prepared(
+                session,
+                self.claim.job_id,
+                self.claim.fence,
+                prepared_url=found.url,
+                data_digest=found.digest,
+                base_revision=found.base_revision,
+                verdict=found.verdict,
+            )
+            attempts.end_attempt(session, self.claim.job_id, self.claim.fence, Outcome.COMPLETED)
+
+        self.lease.insist(write)
+        return True
+
+    def _ended(self, error: BaseException, stop: StopReason | None) -> bool:
+        if stop is not None:
+            return self._end(OUTCOMES[stop])
+        if isinstance(error, UnavailableError):
+            return self._end(Outcome.LOST, reason=error.what)
+        if isinstance(error, (LeaseLostError, StaleFenceError)):
+            raise error
+        if isinstance(error, CeloraError):
+            return self._end(Outcome.FAILED, reason=error.what, error=error.record())
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            full = SetupError(
+                "the disk is full",
+                where=str(self.scratch),
+                remedy="free space there, then `celora retry`",
+            )
+            return self._end(Outcome.FAILED, reason=full.what, error=full.record())
+        _log.error("job %s: preprocessing failed", self.claim.job_id, exc_info=error)
+        return self._end(Outcome.LOST, reason=f"the worker met an error of its own: {error!r}")
+
+    def _end(
+        self,
+        outcome: Outcome,
+        *,
+        reason: str | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> bool:
+        self.lease.insist(
+            lambda session: attempts.end_attempt(
+                session, self.claim.job_id, self.claim.fence, outcome, reason=reason, error=error
+            )
+        )
+        return False

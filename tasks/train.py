@@ -1,0 +1,18 @@
+"""`celora.train`: runs on the queue of one GPU, in that GPU's worker."""
+
+from __future__ import annotations
+
+from celery.exceptions import Ignore
+
+from models.states import Stage
+from tasks.app import app
+from tasks.children import gpu_session
+from tasks.names import TRAIN
+
+
+@app.task(name=TRAIN)  # type: ignore[untyped-decorator]  # Celery ships no types
+def train(job_id: str, fence: int) -> None:
+    from gpu_worker.supervise import run_stage
+
+    if not run_stage(gpu_session(), job_id, fence, Stage.TRAIN):
+        raise Ignore  # any return would send the chain's tail
