@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models import session, settings
 from models.errors import SetupError
 from tests import postgres_server, rabbitmq_server
+from tests.environment import forget_settings, variables
 from tests.postgres_server import PostgresServer
 from tests.rabbitmq_server import RabbitServer
 from tests.run_token import is_left_over, run_name
@@ -53,24 +53,6 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         forget_settings()
         yield
     forget_settings()
-
-
-@contextmanager
-def variables(**values: str) -> Iterator[None]:
-    """Environment variables for the block, with the cached settings and engines renewed."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
-            patch.setenv(name, value)
-        forget_settings()
-        yield
-    forget_settings()
-
-
-def forget_settings() -> None:
-    if settings.settings.cache_info().currsize and session.engine_for.cache_info().currsize:
-        session.engine().dispose()
-    session.engine_for.cache_clear()
-    settings.settings.cache_clear()
 
 
 @pytest.fixture(scope="session")
