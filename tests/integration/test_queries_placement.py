@@ -1,0 +1,329 @@
+"""Which job goes next, and where."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import select, text, update
+
+from models.queries import gpus, jobs, outbox, placement
+from models.session import engine, transaction
+from models.states import JobState, Outcome, Stage, StopReason
+from models.tables import Attempt, Tenant, Ticket
+from tests import records
+from tests.records import add_gpu, claim, claimed, end, job, place, queued, state, submit
+
+pytestmark = pytest.mark.usefixtures("database", "_empty")
+
+
+@pytest.fixture
+def _empty(database: str) -> None:  # noqa: ARG001 (after the database, before each test)
+    records.clear()
+
+
+def set_tenant(name: str, **columns: float) -> None:
+    with transaction() as session:
+        session.execute(update(Tenant).where(Tenant.name == name).values(**columns))
+
+
+def tenants_of_placed() -> list[str]:
+    return [job(one.job_id).tenant.name for one in place()]
+
+
+# Preparation
+
+
+def test_preparation_is_placed_up_to_the_limit() -> None:
+    made = [submit() for _ in range(5)]
+    assert records.place_preparation(limit=3) == 3
+    assert records.place_preparation(limit=3) == 0
+    first = claimed(made[0], Stage.PREPROCESS)
+    assert records.place_preparation(limit=3) == 0  # one that runs counts too
+    end(first.job_id, first.fence, Outcome.COMPLETED)
+    assert records.place_preparation(limit=3) == 1
+    assert [job(one).fence for one in made] == [1, 1, 1, 1, 0]
+
+
+def test_a_flood_of_one_tenant_does_not_hold_up_the_preparation_of_another() -> None:
+    for _ in range(6):
+        submit("flood")
+    late = submit("late")
+    assert records.place_preparation(limit=2) == 2
+    assert job(late).fence == 1
+
+
+def test_the_ticket_is_written_with_the_placement() -> None:
+    job_id = submit()
+    records.place_preparation()
+    with transaction() as session:
+        (ticket,) = outbox.unsent(session)
+    assert (ticket.job_id, ticket.fence) == (job_id, 1)
+    assert (ticket.stage, ticket.queue) == ("preprocess", "celora.cpu")
+
+
+# GPUs
+
+
+def test_one_job_for_each_free_gpu() -> None:
+    add_gpu(0)
+    add_gpu(1)
+    made = [queued() for _ in range(3)]
+    placed = place()
+    assert [one.job_id for one in placed] == made[:2]
+    assert {one.queue for one in placed} == {"celora.gpu.host.0", "celora.gpu.host.1"}
+    assert [one.stage for one in placed] == [Stage.TRAIN, Stage.TRAIN]
+    assert place() == []
+    assert state(made[0]) == JobState.QUEUED  # until a worker has claimed it
+
+
+def test_the_ticket_says_whether_an_evaluation_follows() -> None:
+    add_gpu(0)
+    add_gpu(1)
+    with_tail, without = queued(), queued(evaluate=False)
+    place()
+    with transaction() as session:
+        said = {ticket.job_id: ticket.evaluate for ticket in outbox.unsent(session)}
+    assert said == {with_tail: True, without: False}
+
+
+@pytest.mark.parametrize("reported", ["busy", "unknown", "held"])
+def test_a_gpu_that_does_not_say_idle_gets_no_job(reported: str) -> None:
+    gpu_id = add_gpu(reported=reported)
+    queued()
+    assert place() == []
+    with transaction() as session:
+        gpus.heartbeat(session, gpu_id, "session-1", reported="idle")
+    assert len(place()) == 1
+
+
+def test_a_registered_gpu_gets_no_job_before_its_first_heartbeat() -> None:
+    add_gpu(worker_session="old")
+    with transaction() as session:
+        add_gpu_without_heartbeat = gpus.register_gpu(
+            session,
+            host="host",
+            index=0,
+            uuid="cpu-host-0",
+            kind="cpu",
+            model="cpu",
+            memory_bytes=1,
+            queue="q",
+            worker="w",
+            worker_session="new",
+            boot_id="b",
+            versions={},
+        )
+    queued()
+    assert place() == []
+    with transaction() as session:
+        assert not gpus.heartbeat(session, add_gpu_without_heartbeat, "old", reported="idle")
+    assert place() == []
+
+
+def test_a_gpu_whose_heartbeat_is_old_gets_no_job() -> None:
+    add_gpu()
+    queued()
+    with transaction() as session:
+        session.execute(text("UPDATE gpus SET heartbeat_at = heartbeat_at - interval '31 s'"))
+    assert place() == []
+
+
+def test_a_cordoned_or_stopped_gpu_gets_no_job() -> None:
+    gpu_id = add_gpu()
+    queued()
+    with transaction() as session:
+        gpus.set_cordon(session, "host", 0, on=True)
+    assert place() == []
+    with transaction() as session:
+        gpus.set_cordon(session, "host", 0, on=False)
+        gpus.mark_gone(session, gpu_id, "session-1")
+    assert place() == []
+    with transaction() as session:
+        gpus.heartbeat(session, gpu_id, "session-1", reported="idle")
+    assert len(place()) == 1
+
+
+def test_a_job_goes_where_its_base_model_is_loaded() -> None:
+    add_gpu(0, loaded_base="b")
+    add_gpu(1)
+    add_gpu(2, loaded_base="a")
+    for base in ("a", "c", "b"):
+        queued(base_model=base)
+    where = {job(one.job_id).base_model: one.queue[-1] for one in place()}
+    assert where == {"a": "2", "c": "1", "b": "0"}
+
+
+def test_a_loaded_base_model_does_not_let_a_job_jump_the_queue() -> None:
+    add_gpu(0, loaded_base="b")
+    first = queued(base_model="a")
+    queued(base_model="b")
+    assert [one.job_id for one in place()] == [first]
+
+
+# The order of jobs
+
+
+def test_within_a_tenant_priority_then_first_come() -> None:
+    late_and_urgent_last = [queued(), queued(), queued(priority=5)]
+    add_gpu(0)
+    add_gpu(1)
+    assert [one.job_id for one in place()] == [late_and_urgent_last[2], late_and_urgent_last[0]]
+
+
+def test_the_tenant_that_used_least_for_its_weight_goes_first() -> None:
+    for tenant in ("a", "b", "c"):
+        queued(tenant)
+    set_tenant("a", usage_gpu_seconds=1000)
+    set_tenant("b", usage_gpu_seconds=3000, weight=4)
+    set_tenant("c", usage_gpu_seconds=900)
+    for index in range(3):
+        add_gpu(index)
+    assert tenants_of_placed() == ["b", "c", "a"]
+
+
+def test_use_counts_half_after_a_half_life() -> None:
+    for tenant in ("a", "b"):
+        queued(tenant)
+    set_tenant("a", usage_gpu_seconds=1500)
+    set_tenant("b", usage_gpu_seconds=1000)
+    with transaction() as session:
+        session.execute(
+            text("UPDATE tenants SET usage_at = usage_at - interval '1 day' WHERE name = 'a'")
+        )
+    add_gpu()
+    assert tenants_of_placed() == ["a"]
+
+
+def test_gpus_that_are_free_at_once_are_shared_by_weight() -> None:
+    for tenant in ("a", "b", "c"):
+        for _ in range(8):
+            queued(tenant)
+    set_tenant("c", weight=2)
+    for index in range(8):
+        add_gpu(index)
+    assert Counter(tenants_of_placed()) == {"a": 2, "b": 2, "c": 4}
+
+
+def test_jobs_that_run_count_before_they_are_charged() -> None:
+    first = queued("a")
+    queued("a")
+    add_gpu(0)
+    place()
+    claimed(first, Stage.TRAIN)
+    with transaction() as session:
+        session.execute(text("UPDATE attempts SET claimed_at = claimed_at - interval '1 hour'"))
+    queued("b")
+    set_tenant("b", usage_gpu_seconds=1800)
+    add_gpu(1)
+    assert tenants_of_placed() == ["b"]
+
+
+def test_a_job_that_someone_has_locked_is_passed_over() -> None:
+    first, second = queued(), queued()
+    add_gpu()
+    with transaction() as cancelling:
+        jobs.request_stop(cancelling, first, StopReason.CANCEL)
+        assert [one.job_id for one in place()] == [second]
+    assert state(first) == JobState.CANCELLED
+
+
+# Several at once
+
+
+def test_two_dispatchers_one_of_them_paused_inside_its_transaction() -> None:
+    for index in range(4):
+        add_gpu(index)
+    for _ in range(8):
+        queued()
+    with transaction() as paused:
+        mine = placement.place_jobs(paused, stale_seconds=30, half_life_seconds=86_400)
+        assert len(mine) == 4
+        assert place() == []  # at once: it does not wait for the other
+        assert records.place_preparation() == 0
+    assert place() == []
+    assert live_attempts_per_gpu() == {1: 4}
+
+
+def test_a_dispatcher_that_dies_in_its_transaction_placed_nothing() -> None:
+    add_gpu()
+    job_id = queued()
+    with pytest.raises(ZeroDivisionError), transaction() as session:
+        placement.place_jobs(session, stale_seconds=30, half_life_seconds=86_400)
+        raise ZeroDivisionError
+    assert job(job_id).fence == 1  # of its preparation
+    assert len(place()) == 1
+
+
+def test_many_dispatchers_and_sixteen_claimers_race_for_200_jobs() -> None:
+    """Each job runs once, and no GPU has two jobs at a time."""
+    gpu_ids = [add_gpu(index) for index in range(16)]
+    made = {submit(f"tenant-{number % 4}", evaluate=False) for number in range(200)}
+    with engine().begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'queued', stage = 'train'"))
+    done: list[str] = []
+    twice: list[str] = []
+    working: Counter[int] = Counter()
+    guard = threading.Lock()
+    finished = threading.Event()
+
+    def dispatch() -> None:
+        while not finished.is_set():
+            place()
+
+    def work(gpu_id: int) -> None:
+        while not finished.is_set():
+            with transaction() as session:
+                job_id = session.scalar(
+                    select(Attempt.job_id).where(
+                        Attempt.gpu_id == gpu_id, Attempt.ended_at.is_(None)
+                    )
+                )
+            if job_id is None:
+                continue
+            # Two workers go for each ticket, as with a ticket that was delivered twice.
+            with ThreadPoolExecutor(2) as pool:
+                both = [pool.submit(claim, job_id, Stage.TRAIN) for _ in range(2)]
+            taken = [one for claiming in both if (one := claiming.result()) is not None]
+            with guard:
+                working[gpu_id] += len(taken)
+                if len(taken) != 1 or working[gpu_id] != 1:
+                    twice.append(job_id)
+            for one in taken:
+                end(one.job_id, one.fence, Outcome.COMPLETED)
+            with guard:
+                working[gpu_id] -= len(taken)
+                done.extend(one.job_id for one in taken)
+                if len(done) >= len(made):
+                    finished.set()
+
+    with ThreadPoolExecutor(18) as pool:
+        threads = [pool.submit(dispatch) for _ in range(2)]
+        threads += [pool.submit(work, gpu_id) for gpu_id in gpu_ids]
+        assert finished.wait(120)
+        for thread in threads:
+            thread.result()
+    assert twice == []
+    assert sorted(done) == sorted(made)
+    with transaction() as session:
+        overlaps = session.scalar(_OVERLAPS)
+        assert overlaps == 0
+        tickets = session.scalars(select(Ticket.job_id)).all()
+    assert sorted(tickets) == sorted(made)
+
+
+_OVERLAPS = text("""
+    SELECT count(*) FROM attempts AS a JOIN attempts AS b
+        ON a.gpu_id = b.gpu_id AND a.id < b.id
+    WHERE tstzrange(a.placed_at, a.ended_at) && tstzrange(b.placed_at, b.ended_at)
+""")
+
+
+def live_attempts_per_gpu() -> Counter[int]:
+    with transaction() as session:
+        found = session.scalars(
+            select(Attempt.gpu_id).where(Attempt.ended_at.is_(None), Attempt.gpu_id.is_not(None))
+        )
+        return Counter(Counter(found).values())
