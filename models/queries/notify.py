@@ -38,8 +38,8 @@ def listen(channel: str) -> Iterator[Listener]:
     """Listen to a channel until the block ends. Raises UnavailableError."""
     try:
         with engine().connect() as pooled:
-            pooled.detach()  # never back into the pool: it would go on listening there
             connection = pooled.connection.driver_connection
+            pooled.detach()  # never back into the pool: it would go on listening there
             assert isinstance(connection, psycopg.Connection)  # noqa: S101 (narrows the type)
             connection.autocommit = True
             connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
