@@ -1,7 +1,7 @@
-"""Writes the tables of docs/jobspec.md and docs/settings.md from the code.
+"""Writes the tables of docs/jobspec.md, docs/settings.md and docs/commands.md from the code.
 
-Run `python docs/reference.py` after a change of JobSpec or Settings. Each table stands between two
-marker lines; what is around them is written by hand. A test holds that the pages are in step.
+Run `python docs/reference.py` after a change of JobSpec, Settings or the command. Each table stands
+between two marker lines; what is around them is written by hand. A test holds them in step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import typer
 from pydantic.fields import FieldInfo
 
 from models.settings import Settings
@@ -41,7 +42,11 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """Page name → the table it holds."""
-    return {"jobspec.md": jobspec_table(), "settings.md": settings_table()}
+    return {
+        "jobspec.md": jobspec_table(),
+        "settings.md": settings_table(),
+        "commands.md": commands_table(),
+    }
 
 
 def with_table(page: str, table: str) -> str:
@@ -70,6 +75,22 @@ def settings_table() -> str:
         variable = f"`CELORA_{name.upper()}`"
         lines.append(_row(variable, _type(field.annotation), _default(field), field.description))
     return "\n".join(lines)
+
+
+def commands_table() -> str:
+    """Every command with the first line of its help; a group's commands one by one."""
+    from celora.cli import app
+
+    lines = ["| command | what it does |", "| --- | --- |"]
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        for sub, part in getattr(command, "commands", {"": command}).items():
+            lines.append(_row(f"`{f'celora {name} {sub}'.strip()}`", _first_line(part.help)))
+    return "\n".join(lines)
+
+
+def _first_line(help_text: str) -> str:
+    return help_text.strip().partition("\n")[0].rstrip(".")
 
 
 def _row(*cells: str | None) -> str:
