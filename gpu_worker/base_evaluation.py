@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from gpu_worker.evaluation_key import cache_key_of
 from gpu_worker.lease import Lease
 from gpu_worker.protocol import EvaluationResult
 from models.queries import products
@@ -13,18 +14,21 @@ from models.queries.attempts import Claim
 from models.tables import Evaluation
 
 
-def evaluation_cache_key(claim: Claim) -> str | None:
+def evaluation_cache_key(claim: Claim, device_kind: str) -> str | None:
     """Under what the base's result is kept; None where nothing identifies base and data."""
     if claim.data_digest is None or claim.base_revision is None:
         return None
-    from gpu_worker.evaluation_key import evaluation_key
+    return cache_key_of(
+        claim.spec,
+        base_revision=claim.base_revision,
+        data_digest=claim.data_digest,
+        device=device_kind,
+    )
 
-    return evaluation_key(claim.spec, claim.base_revision, claim.data_digest)
 
-
-def known_base(claim: Claim, lease: Lease) -> dict[str, Any] | None:
+def known_base(claim: Claim, lease: Lease, device_kind: str) -> dict[str, Any] | None:
     """The base's result as an earlier job has recorded it, with its answers."""
-    key = evaluation_cache_key(claim)
+    key = evaluation_cache_key(claim, device_kind)
     if key is None:
         return None
 

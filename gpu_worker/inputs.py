@@ -21,7 +21,7 @@ from models.states import Stage
 Say = Callable[[str], None]
 
 
-def gather(claim: Claim, lease: Lease, say: Say) -> Run:
+def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
     """Fetch what is not here yet, and say what takes time. Raises CeloraError."""
     base_path, base_revision = _base(claim, say)
     prepared = _prepared(claim, say)
@@ -31,6 +31,7 @@ def gather(claim: Claim, lease: Lease, say: Say) -> Run:
         resume = str(_fetch(claim.start_checkpoint.url))
     if claim.stage is Stage.EVALUATE and claim.adapter_url is not None:
         adapter = str(_fetch(claim.adapter_url))
+    known = known_base(claim, lease, device_kind) if claim.stage is Stage.EVALUATE else None
     spec = claim.spec
     output = store.work_folder(claim.job_id, claim.fence)
     output.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def gather(claim: Claim, lease: Lease, say: Say) -> Run:
         output_path=str(output),
         resume_from=resume,
         adapter_path=adapter,
-        base_evaluation=known_base(claim, lease) if claim.stage is Stage.EVALUATE else None,
+        base_evaluation=known,
         facts={"data_digest": claim.data_digest},
     )
 

@@ -97,7 +97,7 @@ class StageEnd:
 
     def evaluated(self, evaluated: Evaluated) -> bool:
         claim = self.claim
-        key = evaluation_cache_key(claim)
+        key = evaluation_cache_key(claim, self.session.device.kind)
 
         def record(session: Session) -> None:
             for subject, result in (("base", evaluated.base), ("tuned", evaluated.tuned)):

@@ -126,7 +126,8 @@ class _StageRun:
     def _gather(self) -> Run:
         """Fetch the inputs in a thread, while the trainer starts; a stop waits for neither."""
         self._start_trainer()
-        self.inbox.in_background(lambda: inputs.gather(self.claim, self.lease, self._say))
+        kind = self.session.device.kind
+        self.inbox.in_background(lambda: inputs.gather(self.claim, self.lease, kind, self._say))
         while True:
             match self.inbox.next():
                 case Done(error=BaseException() as error):
