@@ -1,0 +1,84 @@
+"""Run as a process of its own: loads a tokenizer as transformers does and writes down what it is.
+
+    python -m training_data.freeze_tokenizer FOLDER TARGET [--trust-remote-code]
+
+Which tokenizer a folder means is decided by several hundred lines of transformers (classes that
+rebuild the tokenizer from its vocabulary, BOS and EOS options, known faults of published files),
+so `tokenizer.json` alone is not the truth. But AutoTokenizer imports torch where it is installed:
+300 MB and 2 s in a process that tokenises text. Here it runs without torch, and the result, a
+plain `tokenizers` JSON, is read by the process that does the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Makes `find_spec("torch")` answer None: transformers then works without it, as on a machine
+# that has only the control image.
+sys.modules["torch"] = None  # type: ignore[assignment]
+
+
+def freeze(folder: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """What tokenising needs to know, JSON types only. Raises ValueError with the reason."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json)")
+    if tokenizer.eos_token is None:
+        raise ValueError("it names no end-of-sequence token (eos_token)")
+    backend.no_truncation()
+    backend.no_padding()
+    content = json.loads(backend.to_str())
+    _keep_spaces_in_offsets(content.get("post_processor"))
+    added = backend.get_added_tokens_decoder().values()
+    return {
+        "tokenizer": json.dumps(content, ensure_ascii=False),
+        "eos": str(tokenizer.eos_token),
+        "eos_id": int(tokenizer.eos_token_id),
+        "special": [token.content for token in added if token.special],
+        "names": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
+        "template": _template(tokenizer, tools=None),
+        "tool_template": _template(tokenizer, tools=[{}]),
+    }
+
+
+def _keep_spaces_in_offsets(processor: dict[str, Any] | None) -> None:
+    """Offsets that include a token's leading space, so that every character belongs to a token.
+
+    Changes no token, only what `char_to_token` can find.
+    """
+    if processor is None:
+        return
+    if "trim_offsets" in processor:
+        processor["trim_offsets"] = False
+    for part in processor.get("processors", []):
+        _keep_spaces_in_offsets(part)
+
+
+def _template(tokenizer: Any, tools: list[Any] | None) -> str | None:
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError:
+        return None
+
+
+def main(folder: str, target: str, *options: str) -> None:
+    try:
+        result = freeze(folder, trust_remote_code="--trust-remote-code" in options)
+    except Exception as error:  # noqa: BLE001 - whatever a model's files provoke, the reason is told
+        result = {"error": f"{type(error).__name__}: {error}"}
+    partial = f"{target}.{os.getpid()}"
+    Path(partial).write_text(json.dumps(result), encoding="utf-8")
+    Path(partial).rename(target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,203 @@
+"""From rows to tokens with labels, a batch ahead in a second thread.
+
+Prompt and answer are tokenised together, as a model sees them; which tokens carry loss follows
+from where the answer's characters stand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.spec import JobSpec
+from training_data.chat_template import ChatTemplate
+from training_data.formats.rows import Plain
+from training_data.problems import Problems, RowError
+from training_data.rows import Kept
+from training_data.templates import Rendered, render_plain
+from training_data.tokenizer import Frozen
+from training_data.watch import Watch
+
+# Both bound a batch: many short rows, or few long ones.
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1 << 19
+# A text this many times longer than the tokens that are kept is measured before it is tokenised.
+_SURELY_LONG = 8
+
+
+@dataclass(slots=True)
+class TokenRow:
+    """One row as tokens. `loss` are ranges of token positions, in order."""
+
+    ids: list[int]
+    loss: list[tuple[int, int]]
+    held_out: bool
+    length: int  # tokens before truncation
+    prompt_tokens: int = 0  # held out: where generation starts
+    prompt: str = ""
+    answer: str = ""
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(end - start for start, end in self.loss)
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: list[tuple[Kept, Rendered]] = field(default_factory=list)
+    characters: int = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.rows) >= _BATCH_ROWS or self.characters >= _BATCH_CHARACTERS
+
+
+class Tokeniser:
+    """Turns rows into tokens. Afterwards `dropped` and `truncated` tell what became of the rest."""
+
+    def __init__(
+        self, spec: JobSpec, tokenizer: Frozen, *, problems: Problems, watch: Watch
+    ) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._problems = problems
+        self._watch = watch
+        self._limit = spec.max_sequence_length
+        self._opening = tokenizer.opening_ids
+        self._chat: ChatTemplate | None = None
+        self.dropped: Counter[str] = Counter()
+        self.truncated = 0
+
+    def tokens(self, rows: Iterable[Kept]) -> Iterator[TokenRow]:
+        """Token rows in order. A row that cannot be rendered becomes a problem; once there is one
+        the job has failed, and the rest is only checked. Raises DataError."""
+        encode = self._tokenizer.backend.encode_batch
+        ahead: tuple[Future[list[Any]], _Batch] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
+            for batch in self._batches(rows):
+                texts = [rendered.text for _, rendered in batch.rows]
+                future = thread.submit(encode, texts, add_special_tokens=False)
+                if ahead is not None:
+                    yield from self._finished(*ahead)
+                ahead = future, batch
+            if ahead is not None:
+                yield from self._finished(*ahead)
+
+    def _batches(self, rows: Iterable[Kept]) -> Iterator[_Batch]:
+        batch = _Batch()
+        for kept in rows:
+            try:
+                rendered = self._cut(self._render(kept))
+            except RowError as error:
+                self._problems.add(kept.line, error.what, error.remedy, file=kept.file)
+            if self._problems.count:
+                continue
+            batch.rows.append((kept, rendered))
+            batch.characters += len(rendered.text)
+            if batch.full:
+                yield batch
+                batch = _Batch()
+        if batch.rows and not self._problems.count:
+            yield batch
+
+    def _render(self, kept: Kept) -> Rendered:
+        if isinstance(kept.row, Plain):
+            return render_plain(kept.row)
+        if self._chat is None:
+            self._chat = ChatTemplate(self._tokenizer, self._spec.base_model)
+        return self._chat.render(kept.row)
+
+    def _cut(self, rendered: Rendered) -> Rendered:
+        """Without text that lies beyond the limit for certain, however long each token is.
+
+        One row of megabytes would otherwise take hundreds of megabytes as tokens with offsets.
+        """
+        if len(rendered.text) <= _SURELY_LONG * self._limit:
+            return rendered
+        most = (self._limit + 16) * self._tokenizer.longest_token
+        if len(rendered.text) <= most:
+            return rendered
+        return Rendered(
+            rendered.text[:most],
+            tuple((start, min(end, most)) for start, end in rendered.spans if start < most),
+            rendered.answer,
+            rendered.whole,
+            rendered.closed,
+        )
+
+    def _finished(self, future: Future[list[Any]], batch: _Batch) -> Iterator[TokenRow]:
+        while True:
+            self._watch.look()
+            try:
+                encodings = future.result(timeout=0.2)
+            except NotYet:
+                continue
+            break
+        for (kept, rendered), encoding in zip(batch.rows, encodings, strict=True):
+            row = self._row(kept, rendered, encoding)
+            if row is not None:
+                yield row
+
+    def _row(self, kept: Kept, rendered: Rendered, encoding: Any) -> TokenRow | None:
+        """Labels, end and truncation of one row; None for one that is dropped, which is counted."""
+        opening = [] if rendered.whole else self._opening
+        shift = len(opening)
+        ids = opening + encoding.ids
+        loss = [
+            (first + shift, last + shift)
+            for first, last in (_range(encoding, span, rendered.text) for span in rendered.spans)
+            if first < last
+        ]
+        if not rendered.closed and ids[-1:] != [self._tokenizer.eos_id]:
+            ids.append(self._tokenizer.eos_id)
+            if rendered.spans and rendered.spans[-1][1] >= len(rendered.text):
+                # The answer's end is part of the answer: a model must learn to stop.
+                start = loss.pop()[0] if loss and loss[-1][1] == len(ids) - 1 else len(ids) - 1
+                loss.append((start, len(ids)))
+        if self._spec.loss_on == "all":
+            loss = [(0, len(ids))]
+        if not loss:
+            self.dropped["no_answer_to_learn"] += 1
+            return None
+        length = len(ids)
+        if length > self._limit:
+            if self._spec.over_long == "drop":
+                self.dropped["over_long"] += 1
+                return None
+            del ids[self._limit :]
+            loss = [(start, min(end, self._limit)) for start, end in loss if start < self._limit]
+        # Nothing predicts the first token, so a label there alone teaches nothing.
+        if not any(end > max(start, 1) for start, end in loss):
+            self.dropped["answer_cut_off"] += 1
+            return None
+        self.truncated += length > self._limit
+        row = TokenRow(ids, loss, kept.held_out, length)
+        if kept.held_out:
+            start, end = rendered.answer
+            row.prompt, row.answer = rendered.text[:start], rendered.text[start:end]
+            row.prompt_tokens = min(_token_at(encoding, start, rendered.text) + shift, len(ids))
+        return row
+
+
+def _range(encoding: Any, span: tuple[int, int], text: str) -> tuple[int, int]:
+    """The tokens that hold any character of a span, as positions from, up to (not with)."""
+    start, end = span
+    first = _token_at(encoding, start, text)
+    last = _token_at(encoding, end, text)
+    # A token may straddle the span's end; it holds some of the answer, so it belongs to it.
+    while last < len(encoding) and encoding.token_to_chars(last)[0] < end:
+        last += 1
+    return first, last
+
+
+def _token_at(encoding: Any, position: int, text: str) -> int:
+    """The first token that holds the character at `position`, or the next that any token holds."""
+    for place in range(position, len(text)):
+        token = encoding.char_to_token(place)
+        if token is not None:
+            return int(token)
+    return len(encoding)
