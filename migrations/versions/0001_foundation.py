@@ -218,7 +218,12 @@ def _attempts() -> None:
         sa.Column("worker_session", sa.Text()),
         sa.Column("trainer_pid", sa.Integer()),
         sa.Column("trainer_warm", sa.Boolean()),
-        _created("placed_at"),
+        sa.Column(
+            "placed_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
         sa.Column("claimed_at", sa.DateTime(timezone=True)),
         sa.Column("lease_until", sa.DateTime(timezone=True)),
         sa.Column("stage_at", sa.DateTime(timezone=True)),

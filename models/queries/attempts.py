@@ -92,7 +92,8 @@ def claim(
     if attempt is None:
         return None
     attempt_id, gpu_id = attempt
-    start = newest_checkpoint(session, job_id) if stage is Stage.TRAIN else None
+    trained_before = stage is Stage.TRAIN and job.started_at is not None
+    start = newest_checkpoint(session, job_id) if trained_before else None
     if start is not None:
         session.execute(
             update(Attempt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, insert, select, update
@@ -227,7 +227,7 @@ def evaluations_of(session: Session, job_id: str) -> dict[str, Evaluation]:
 
 
 def record_samples(
-    session: Session, job_id: str, fence: int, samples: Sequence[dict[str, str | None]]
+    session: Session, job_id: str, fence: int, samples: Sequence[Mapping[str, str | None]]
 ) -> None:
     """Keep held-out prompts with {prompt, expected, base_answer, tuned_answer}, in this order.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Text
 
-from models.tables.base import Base, Created, Instant, JobId, RowId
+from models.tables.base import Base, Instant, JobId, RowId
 
 
 class Attempt(Base):
@@ -42,7 +42,8 @@ class Attempt(Base):
     worker_session: Mapped[str | None]
     trainer_pid: Mapped[int | None]
     trainer_warm: Mapped[bool | None]
-    placed_at: Mapped[Created]
+    # Not now(): that is when the transaction began, which may be before the GPU became free.
+    placed_at: Mapped[Instant] = mapped_column(server_default=func.clock_timestamp())
     claimed_at: Mapped[Instant | None]
     lease_until: Mapped[Instant | None]  # on the database's clock; none until claimed
     stage_at: Mapped[Instant | None]  # when its present stage was claimed, or became due
