@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery.exceptions import Ignore
 
+from gpu_worker.supervise import run_stage
 from models.states import Stage
 from tasks.app import app
 from tasks.children import gpu_session
@@ -12,7 +13,5 @@ from tasks.names import EVALUATE
 
 @app.task(name=EVALUATE)  # type: ignore[untyped-decorator]  # Celery ships no types
 def evaluate(job_id: str, fence: int) -> None:
-    from gpu_worker.supervise import run_stage
-
     if not run_stage(gpu_session(), job_id, fence, Stage.EVALUATE):
         raise Ignore

@@ -1,4 +1,4 @@
-"""The main process of a worker: what it holds for its children, and what it writes by itself."""
+"""The main process of a worker: what it holds for its children, and what only it learns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import mmap
 import os
 import select
+import subprocess
 import sys
 import threading
 import time
@@ -13,11 +14,8 @@ from collections.abc import Callable
 
 from gpu_worker import locks
 from gpu_worker.devices import Device
-from gpu_worker.session import count
-from models.errors import CeloraError, SetupError, UnavailableError
-from models.queries import attempts, jobs
-from models.session import transaction
-from models.states import Outcome, Stage, StopReason
+from models.errors import SetupError
+from models.states import Stage
 
 _log = logging.getLogger(__name__)
 
@@ -75,32 +73,19 @@ class MainProcess:
     # What only the main process learns
 
     def cancel(self, job_id: str, fence: int, stage: Stage) -> None:
-        """Write the cancel of a job whose task was terminated; new children wait until it stands.
-
-        An attempt on a device ends when the new child has made sure that no trainer lives.
-        """
+        """Have the cancel of a job written whose task was terminated; new children wait for it."""
         with self._lock:
             self._pending += 1
             self._shared[0] = 1
 
         def write() -> None:
-            with transaction() as session:
-                jobs.request_stop(session, job_id, StopReason.CANCEL)
-                if stage is Stage.PREPROCESS:
-                    attempts.end_attempt(
-                        session, job_id, fence, Outcome.CANCELLED, reason="terminated"
-                    )
-            _log.info("job %s: cancelled, as its task was terminated", job_id)
+            while not _aside("cancel", job_id, str(fence), stage.value):
+                time.sleep(_RETRY_SECONDS)
+            with self._lock:
+                self._pending -= 1
+                self._shared[0] = 1 if self._pending else 0
 
-        def insist() -> None:
-            try:
-                _insist(write)
-            finally:
-                with self._lock:
-                    self._pending -= 1
-                    self._shared[0] = 1 if self._pending else 0
-
-        threading.Thread(target=insist, name="cancel", daemon=True).start()
+        threading.Thread(target=write, name="cancel", daemon=True).start()
 
     def cancels_written(self) -> bool:
         """In any process of the worker: no cancel waits to be written."""
@@ -108,19 +93,15 @@ class MainProcess:
 
     def count(self, counter: str, what: str) -> None:
         _log.warning("%s", what)
-        threading.Thread(target=count, args=(counter,), name="count", daemon=True).start()
+        threading.Thread(target=_aside, args=("count", counter), daemon=True).start()
 
 
-def _insist(write: Callable[[], None]) -> None:
-    """Until it is written, or can never be."""
-    while True:
-        try:
-            write()
-        except UnavailableError as error:
-            _log.warning("a cancel waits: %s", error.what)
-            time.sleep(_RETRY_SECONDS)
-        except CeloraError as error:
-            _log.warning("a cancel was not needed: %s", error)
-            return
-        else:
-            return
+def _aside(*arguments: str) -> bool:
+    """Have something written; False when the writer itself was ended. It outlives this process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.aside", *arguments],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        check=False,
+    )
+    return done.returncode == 0

@@ -7,11 +7,10 @@ from celery.exceptions import Ignore
 from tasks.app import app
 from tasks.children import worker_session
 from tasks.names import PREPROCESS
+from tasks.preparation import prepare_job
 
 
 @app.task(name=PREPROCESS)  # type: ignore[untyped-decorator]  # Celery ships no types
 def preprocess(job_id: str, fence: int) -> None:
-    from tasks.preparation import prepare_job
-
     if not prepare_job(worker_session(), job_id, fence):
         raise Ignore
