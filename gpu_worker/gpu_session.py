@@ -47,6 +47,15 @@ class Report:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """The device's row, as far as a heartbeat changes it."""
+
+    report: Report
+    loaded_base: str | None
+    trainer_pid: int | None
+
+
 class TrainerStuckError(SetupError):
     """A trainer outlives its SIGKILL, in a driver call that never returns."""
 
@@ -67,6 +76,8 @@ class GpuSession(WorkerSession):
         self._idle_since = time.monotonic()
         self._beat = threading.Condition()
         self._news = False
+        self._written: _Row | None = None
+        self._due = 0.0  # when a heartbeat is due though nothing has changed
         self._thread: threading.Thread | None = None
 
     def start(self, may_begin: Callable[[], bool] = lambda: True) -> None:
@@ -89,7 +100,7 @@ class GpuSession(WorkerSession):
     def release(self) -> None:
         super().release()
         self._idle_since = time.monotonic()
-        self.beat()
+        self.beat()  # only if the row says otherwise: see `_serve`
 
     def drain(self) -> None:
         super().drain()
@@ -179,7 +190,7 @@ class GpuSession(WorkerSession):
         while not self._leaving.is_set():
             try:
                 self._send_report()
-                pause = settings().gpu_heartbeat_seconds
+                pause = self._due - time.monotonic()
             except UnavailableError as error:
                 _log.warning("no heartbeat: %s", error.what)
                 pause = min(settings().gpu_heartbeat_seconds, _RETRY_SECONDS)
@@ -188,7 +199,7 @@ class GpuSession(WorkerSession):
                 pause = settings().gpu_heartbeat_seconds
             with self._beat:
                 if not self._news:
-                    self._beat.wait(pause)
+                    self._beat.wait(max(0.0, pause))
                 self._news = False
             self._end_idle_trainer()
 
@@ -233,9 +244,13 @@ class GpuSession(WorkerSession):
         self._registered.set()
 
     def _send_report(self) -> None:
+        """Write what the row does not say yet, or the heartbeat that is due."""
         report = self._report()
+        if self._row(report) == self._written and time.monotonic() < self._due:
+            return  # a write now would only lock the row under a dispatcher that looks for it
         with transaction() as session:
             ours = self._write(session, report)
+        self._due = time.monotonic() + settings().gpu_heartbeat_seconds
         if not ours:
             _log.error(
                 "%s: another worker reports this device (same CELORA_HOST?); no job is taken here",
@@ -245,16 +260,21 @@ class GpuSession(WorkerSession):
     def _write(self, session: Session, report: Report) -> bool:
         if self.gpu_id is None:
             return True
-        trainer = self.trainer
+        row = self._written = self._row(report)
         return gpus.heartbeat(
             session,
             self.gpu_id,
             self.id,
-            reported=report.reported,
-            reason=report.reason,
-            loaded_base=self.loaded_base,
-            trainer_pid=trainer.pid if trainer is not None and trainer.alive else None,
+            reported=row.report.reported,
+            reason=row.report.reason,
+            loaded_base=row.loaded_base,
+            trainer_pid=row.trainer_pid,
         )
+
+    def _row(self, report: Report) -> _Row:
+        trainer = self.trainer
+        pid = trainer.pid if trainer is not None and trainer.alive else None
+        return _Row(report, self.loaded_base, pid)
 
     def _report(self, *, attempt_ends: bool = False) -> Report:
         if self.draining.is_set():

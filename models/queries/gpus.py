@@ -100,7 +100,8 @@ def register_gpu(
     ).one()
 
 
-# The dispatcher is woken only by news: a GPU that has become idle.
+# The dispatcher is woken by a GPU that has become idle, or that is idle while jobs are queued:
+# placing skips locked rows, so a heartbeat may have hidden its GPU at the very moment of a wake-up.
 _HEARTBEAT = text("""
     WITH before AS (
         SELECT id, reported FROM gpus
@@ -114,7 +115,8 @@ _HEARTBEAT = text("""
         WHERE gpus.id = before.id
         RETURNING before.reported AS was
     )
-    SELECT CASE WHEN was <> 'idle' AND :reported = 'idle'
+    SELECT CASE WHEN :reported = 'idle'
+                     AND (was <> 'idle' OR EXISTS (SELECT FROM jobs WHERE state = 'queued'))
                 THEN pg_notify(:wake_channel, '')::text ELSE '' END
     FROM beat
 """)
