@@ -169,7 +169,7 @@ def test_events_and_metrics_are_read_in_order() -> None:
     ]
     assert len(celora.metrics(claim.job_id)) == 3
     events = celora.events(claim.job_id)
-    assert [event.kind for event in events][0] == "submitted"
+    assert next(event.kind for event in events) == "submitted"
     assert celora.events(claim.job_id, after=events[1].id) == events[2:]
 
 
