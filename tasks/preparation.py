@@ -44,7 +44,7 @@ class _Found:
 
 
 class _Stopped(Exception):  # noqa: N818 (no error: it was asked for)
-    pass
+    """The thread leaves: a stop was asked for, or the lease is lost."""
 
 
 def prepare_job(session: WorkerSession, job_id: str, fence: int) -> bool:
@@ -116,9 +116,10 @@ class _Attempt:
         )
         tokenizer_path = str(base.path)
         self._say("reading the data")
-        digest = input_digest(spec, tokenizer_path)
+        digest = input_digest(spec, tokenizer_path, should_stop=self.stopping.is_set)
         if store.exists(store.prepared_url(digest)):
             return self._found(digest, base.revision)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True, exist_ok=True)
         prepared = prepare(
             spec,
@@ -141,7 +142,7 @@ class _Attempt:
     def _progress(self, what: str, rows: int) -> None:
         self._leave_if_stopped()
         if now() - self._said_at > _SAY_SECONDS:
-            self._say(f"{what}: {rows:,} rows")
+            self._say(f"{what}: {rows:,} rows" if rows else what)
 
     def _leave_if_stopped(self) -> None:
         if self.stopping.is_set():
