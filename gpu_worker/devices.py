@@ -73,8 +73,9 @@ def discover(wanted: str) -> list[Device]:
     """
     if slots := re.fullmatch(r"cpu:(\d{1,3})", wanted):
         return _cpu_slots(int(slots[1]))
+    indexes = None if wanted == "all" else _card_numbers(wanted)
     found = _cuda_devices()
-    if wanted == "all":
+    if indexes is None:
         if not found:
             raise SetupError(
                 "no CUDA device was found",
@@ -82,21 +83,24 @@ def discover(wanted: str) -> list[Device]:
             )
         return found
     by_index = {device.index: device for device in found}
-    chosen = []
-    for part in wanted.split(","):
-        named = re.fullmatch(r"cuda:(\d{1,6})", part.strip())
-        if named is None:
-            raise InputError(f"{part!r} names no device", where="--devices", remedy=_REMEDY)
-        index = int(named[1])
+    for index in indexes:
         if index not in by_index:
             there = ", ".join(f"cuda:{number}" for number in by_index) or "none"
             raise SetupError(
                 f"there is no CUDA device {index} (found: {there})",
                 remedy="check nvidia-smi and CUDA_VISIBLE_DEVICES",
             )
-        if by_index[index] not in chosen:
-            chosen.append(by_index[index])
-    return chosen
+    return [by_index[index] for index in indexes]
+
+
+def _card_numbers(wanted: str) -> list[int]:
+    numbers = []
+    for part in wanted.split(","):
+        named = re.fullmatch(r"cuda:(\d{1,6})", part.strip())
+        if named is None:
+            raise InputError(f"{part!r} names no device", where="--devices", remedy=_REMEDY)
+        numbers.append(int(named[1]))
+    return list(dict.fromkeys(numbers))
 
 
 def _cpu_slots(count: int) -> list[Device]:
