@@ -24,16 +24,17 @@ PLACEMENT_CHARGE_SECONDS = 60.0
 TENANT_SHARES = """
     live AS (
         SELECT jobs.tenant_id,
-               count(*) * :placement_charge + sum(
-                   extract(epoch FROM statement_timestamp() - coalesce(claimed_at, statement_timestamp()))
-               ) AS gpu_seconds
+               count(*) * :placement_charge + sum(extract(
+                   epoch FROM statement_timestamp() - coalesce(claimed_at, statement_timestamp())
+               )) AS gpu_seconds
         FROM attempts JOIN jobs ON jobs.id = attempts.job_id
         WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NOT NULL
         GROUP BY jobs.tenant_id
     ), shares AS (
-        SELECT tenants.id AS tenant_id, weight, coalesce(live.gpu_seconds, 0) + usage_gpu_seconds
-            * power(0.5, least(100, extract(epoch FROM statement_timestamp() - usage_at) / :half_life))
-            AS gpu_seconds
+        SELECT tenants.id AS tenant_id, weight,
+               coalesce(live.gpu_seconds, 0) + usage_gpu_seconds * power(0.5, least(
+                   100, extract(epoch FROM statement_timestamp() - usage_at) / :half_life
+               )) AS gpu_seconds
         FROM tenants LEFT JOIN live ON live.tenant_id = tenants.id
     )
 """

@@ -11,10 +11,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from kombu import Connection
+
 from models.queries import outbox
 from models.session import transaction
 from models.settings import settings
+from models.states import Stage
 from models.tables import Ticket
+from tasks import pipeline
+from tasks.broker import broker_settings
 from tasks.dispatcher.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -94,9 +99,6 @@ class Publisher:
                 raise
 
     def _send(self, ticket: Ticket) -> None:
-        from models.states import Stage
-        from tasks import pipeline
-
         if self._connection is None:
             self._connection = _connect()
         chain = pipeline.ticket(
@@ -121,14 +123,15 @@ class Publisher:
 
 
 def _connect() -> Any:
-    from tasks.app import app
-
-    connection = app.connection_for_write(
+    broker = broker_settings(settings().resolved_broker_url)
+    connection = Connection(
+        broker["broker_url"],
         connect_timeout=CONNECT_SECONDS,
-        transport_options={
+        transport_options=broker["broker_transport_options"]
+        | {
             "read_timeout": CONFIRM_SECONDS,
             "write_timeout": CONFIRM_SECONDS,
-            "max_retries": 1,  # kombu's own reconnecting would go on for ever, inside the publish
+            "max_retries": 0,  # kombu's own reconnecting would go on for ever, inside the publish
         },
     )
     connection.connect()
