@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 
@@ -67,7 +67,7 @@ class Trainer:
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> Self:
         self.wait_for(Ready)
         return self
 
@@ -101,6 +101,11 @@ class Trainer:
             self.seen.append(message)
             if isinstance(message, types) and (matching is None or matching(message)):
                 return message
+
+    def wait_for_end(self) -> None:
+        """Take in what a process that is gone had still said."""
+        while (message := self._arrived.get(timeout=_TIMEOUT)) is not None:
+            self.seen.append(message)
 
     def all(self, kind: type[M]) -> list[M]:
         return [message for message in self.seen if isinstance(message, kind)]
@@ -225,7 +230,10 @@ def _columns(rows: list[tuple[list[int], list[int]]]) -> dict[str, pa.Array]:
 def _packed(rows: list[tuple[list[int], list[int]]], size: int) -> dict[str, pa.Array]:
     """Rows in order, each pack as full as it gets."""
     packs = list(_packs(rows, size))
-    columns = _columns([(sum((r[0] for r in p), []), sum((r[1] for r in p), [])) for p in packs])
+    rows = [
+        ([t for ids, _ in p for t in ids], [t for _, labels in p for t in labels]) for p in packs
+    ]
+    columns = _columns(rows)
     lengths = [[len(ids) for ids, _ in pack] for pack in packs]
     return columns | {"seq_lengths": pa.array(lengths, pa.list_(pa.int32()))}
 

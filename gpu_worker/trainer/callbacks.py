@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from gpu_worker.protocol import Metrics, Point
 from gpu_worker.trainer.channel import Channel
+from gpu_worker.trainer.checkpoint import Checkpoint
 from models.errors import NonFiniteLossError
 from models.spec import JobSpec
 
@@ -45,17 +46,19 @@ class Progress(TrainerCallback):
         spec: JobSpec,
         channel: Channel,
         *,
-        start_step: int,
-        trained_tokens: int,
+        total_steps: int,
+        resumed: Checkpoint | None,
         device: torch.device,
         held_out_loss: Callable[[], float | None],
     ) -> None:
-        self.start_step = start_step
-        self.trained_tokens = trained_tokens
-        self.losses: list[float] = []  # of the last `log_every_steps` steps, oldest first
+        self.start_step = 0 if resumed is None else resumed.step
+        self.total_steps = total_steps
+        self.trained_tokens = 0 if resumed is None else resumed.trained_tokens
+        # Of the last `log_every_steps` steps, oldest first.
+        self.losses: list[float] = [] if resumed is None else list(resumed.losses)
         self.latest: dict[str, float] = {}
         self.stop_reason: str | None = None
-        self.step = start_step
+        self.step = self.start_step
         self.first_step_began: float | None = None  # seconds since the epoch, as the next one
         self.last_step_ended: float | None = None
         self.grad_norm: torch.Tensor | float | None = None
@@ -70,7 +73,7 @@ class Progress(TrainerCallback):
         self._labelled: torch.Tensor | None = None
         self._learning_rate = 0.0
         self._window_began = 0.0
-        self._window_tokens = trained_tokens
+        self._window_tokens = self.trained_tokens
         self._process = psutil.Process()
 
     # Called by the trainer in the middle of a step
@@ -123,8 +126,8 @@ class Progress(TrainerCallback):
     ) -> None:
         self.last_step_ended = time.time()
         self.step = state.global_step
-        last = self.step >= state.max_steps
-        self._record(state, last=last)
+        last = self.step >= self.total_steps
+        self._record(state)
         self._cancel_at_once()
         every = self._spec.eval_every_steps
         if every is not None and self.step % every == 0:
@@ -185,10 +188,10 @@ class Progress(TrainerCallback):
             return torch.cuda.max_memory_allocated(self._device)
         return int(self._process.memory_info().rss)
 
-    def _record(self, state: TrainerState, *, last: bool) -> None:
+    def _record(self, state: TrainerState) -> None:
         assert self._loss is not None  # noqa: S101 - a step has at least one micro-batch
         step = _Step(self.step, float(state.epoch or 0), self.trained_tokens, self._loss)
-        if last or self._is_logged(self.step):
+        if self._is_logged(self.step):
             now = time.perf_counter()
             seconds = max(now - self._window_began, 1e-9)
             step.values = {
@@ -238,4 +241,5 @@ class Progress(TrainerCallback):
             self._channel.raise_if_stopped()
 
     def _is_logged(self, step: int) -> bool:
-        return step == self.start_step + 1 or step % self._spec.log_every_steps == 0
+        ends = (self.start_step + 1, self.total_steps)
+        return step in ends or step % self._spec.log_every_steps == 0

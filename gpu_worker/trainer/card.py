@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from gpu_worker.protocol import Run
 from models.spec import JobSpec
+
+_COUNTS = ("rows_read", "rows_train", "rows_eval", "tokens_train", "truncated", "packed")
 
 
 def write_card(folder: Path, run: Run, spec: JobSpec, result: dict[str, Any]) -> None:
@@ -54,7 +57,7 @@ def card(run: Run, spec: JobSpec, result: dict[str, Any]) -> str:
         "",
         "## Data",
         "",
-        *_table({"data set": f"`{spec.dataset}`", **{_words(k): v for k, v in run.facts.items()}}),
+        *_table({"data set": f"`{spec.dataset}`", **_data(run)}),
         "",
         "## Training",
         "",
@@ -68,6 +71,16 @@ def card(run: Run, spec: JobSpec, result: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Digest and counts, as preprocessing found them."""
+    try:
+        verdict = json.loads((Path(run.prepared_path) / "verdict.json").read_text())
+    except (OSError, ValueError):
+        verdict = {}
+    counts = {name: verdict[name] for name in _COUNTS if name in verdict}
+    return {name.replace("_", " "): value for name, value in (counts | run.facts).items()}
 
 
 def _adapter_rows(spec: JobSpec) -> dict[str, Any]:
@@ -104,7 +117,3 @@ def _table(rows: dict[str, Any]) -> list[str]:
 def _cell(value: Any) -> str:
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

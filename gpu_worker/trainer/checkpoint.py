@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class Checkpoint:
     path: Path
     step: int
     trained_tokens: int
+    losses: tuple[float, ...]  # of the last steps, oldest first
     size_bytes: int
 
 
@@ -62,7 +63,13 @@ def folder_size(folder: Path) -> int:
 
 
 def save_checkpoint(
-    trainer: Any, folder: Path, *, trained_tokens: int, base_name: str, base_revision: str
+    trainer: Any,
+    folder: Path,
+    *,
+    trained_tokens: int,
+    losses: Sequence[float],
+    base_name: str,
+    base_revision: str,
 ) -> Checkpoint:
     """Write `folder`/step-N: weights, optimizer, schedule, loss scaler, random state, position.
 
@@ -79,9 +86,14 @@ def save_checkpoint(
         trainer._save_rng_state(str(partial))  # noqa: SLF001 - as above
         trainer.state.save_to_json(str(partial / _STATE))
         files = {path.name: path.stat().st_size for path in partial.iterdir()}
-        progress = {"step": step, "trained_tokens": trained_tokens, "files": files}
+        progress = {
+            "step": step,
+            "trained_tokens": trained_tokens,
+            "losses": list(losses),
+            "files": files,
+        }
         (partial / _PROGRESS).write_text(json.dumps(progress, indent=2) + "\n")
-    return Checkpoint(target, step, trained_tokens, folder_size(target))
+    return Checkpoint(target, step, trained_tokens, tuple(losses), folder_size(target))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -93,7 +105,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
             for name, size in progress["files"].items()
             if not (path / name).is_file() or (path / name).stat().st_size != size
         ]
-        step, tokens = int(progress["step"]), int(progress["trained_tokens"])
+        found = Checkpoint(
+            path,
+            int(progress["step"]),
+            int(progress["trained_tokens"]),
+            tuple(map(float, progress["losses"])),
+            folder_size(path),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f"the checkpoint cannot be read: {error}", where=str(path), remedy=_REMEDY
@@ -102,7 +120,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise TrainingError(
             f"the checkpoint is not whole: {', '.join(torn)}", where=str(path), remedy=_REMEDY
         )
-    return Checkpoint(path, step, tokens, folder_size(path))
+    return found
 
 
 def save_weights(model: Any, folder: Path, *, base_name: str, base_revision: str) -> None:

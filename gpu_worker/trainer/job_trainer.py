@@ -125,6 +125,7 @@ class JobTrainer(SFTTrainer):
             self,
             self.checkpoints,
             trained_tokens=self.progress.trained_tokens,
+            losses=self.progress.losses,
             base_name=self.base_name,
             base_revision=self.base_revision,
         )

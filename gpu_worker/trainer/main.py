@@ -46,7 +46,7 @@ class Tuned:
 def run(channel: Channel) -> None:
     """Serve commands until Exit, end of file, or until this process is no longer fit."""
     disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     process = Process(channel)
     channel.send(Ready(pid=os.getpid(), versions=versions(), device=device_name()))
     for command in channel.commands():

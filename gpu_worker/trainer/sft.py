@@ -34,8 +34,8 @@ from gpu_worker.trainer.checkpoint import (
     require_finite,
     save_weights,
 )
-from gpu_worker.trainer.held_out import held_out_loss
 from gpu_worker.trainer.job_trainer import Collator, JobTrainer
+from gpu_worker.trainer.measure import held_out_loss
 from gpu_worker.trainer.precision import FLASH, Precision
 from gpu_worker.trainer.versions import device_name, versions
 from models.errors import NonFiniteLossError, NothingToTrainError, SetupError
@@ -67,13 +67,21 @@ class Stopped:
     checkpoint_step: int | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Size:
     """How the data is cut into steps."""
 
     batch_size: int
     gradient_accumulation: int
     total_steps: int
+    warmup_steps: int
+    packed: bool
+
+
+@dataclass(frozen=True)
+class Parameters:
+    trainable: int
+    total: int
 
 
 def train(
@@ -90,11 +98,10 @@ def train(
 
     # The data was tokenised, masked and packed by preprocessing; it is mapped, not read.
     data = open_data(Path(run.prepared_path) / "train.arrow")
-    packed = "seq_lengths" in data.column_names
-    size = _size(job, rows=len(data), packed=packed)
-    warmup = spec.resolved_warmup_steps(size.total_steps)
+    size = _size(job, data)
 
-    # Accelerate keeps one state per process, and refuses another precision than the first job's.
+    # What earlier jobs leave in the process: accelerate keeps one state, which refuses another
+    # precision than the first job's, and CUDA the highest peak of all.
     AcceleratorState._reset_state()  # noqa: SLF001 - accelerate offers no other way
     GradientState._reset_state()  # noqa: SLF001 - as above
     if torch.cuda.is_available():
@@ -103,8 +110,8 @@ def train(
     progress = Progress(
         spec,
         channel,
-        start_step=0 if resumed is None else resumed.step,
-        trained_tokens=0 if resumed is None else resumed.trained_tokens,
+        total_steps=size.total_steps,
+        resumed=resumed,
         device=job.base.model.device,
         held_out_loss=partial(_held_out_loss, job),
     )
@@ -113,11 +120,13 @@ def train(
     # TRL seeds every random generator with `seed` before it makes the adapter's first weights.
     trainer = JobTrainer(
         model=job.base.model,
-        args=sft_config(job, size, warmup=warmup),
+        args=sft_config(job, size),
         train_dataset=data,
         processing_class=job.base.tokenizer,
         peft_config=None if spec.method == "full" else lora_config(spec, job.base.model),
-        data_collator=Collator(pad_token_id=job.base.tokenizer.pad_token_id, padding_free=packed),
+        data_collator=Collator(
+            pad_token_id=job.base.tokenizer.pad_token_id, padding_free=size.packed
+        ),
         progress=progress,
         channel=channel,
         checkpoints=Path(run.output_path) / "checkpoints",
@@ -126,24 +135,13 @@ def train(
     )
     model: Any = trainer.model
     keep(model)
-    trainable, total = _count_parameters(model)
-    if trainable == 0:
-        raise NothingToTrainError(
-            "no parameter of the model takes gradients: the run would log losses and learn nothing",
-            where=f"method {spec.method}",
-            remedy="name layers that exist in target_modules, or use auto",
-        )
-    if job.precision.trainable is not None:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(job.precision.trainable)
-
+    parameters = _trainable(job, model)
     channel.send(
         Started(
             start_step=progress.start_step,
             total_steps=size.total_steps,
-            trainable_parameters=trainable,
-            total_parameters=total,
+            trainable_parameters=parameters.trainable,
+            total_parameters=parameters.total,
             precision=job.precision.words,
             attention=job.precision.attention,
             optimizer=spec.resolved_optimizer,
@@ -151,57 +149,33 @@ def train(
     )
     channel.raise_if_stopped()
 
-    ended_at_checkpoint = None
-    if progress.start_step < size.total_steps:
-        try:
+    ended_at = None
+    try:
+        if resumed is None or resumed.step < size.total_steps:
             trainer.train(resume_from_checkpoint=run.resume_from)
             progress.drain()
-        except NonFiniteLossError as error:
-            good = trainer.last_checkpoint or resumed
-            if spec.on_non_finite == "fail" or good is None:
-                raise
-            ended_at_checkpoint = _go_back(job, trainer, good, error)
-    else:
-        load_weights(model, Path(run.resume_from or ""))  # stopped after its last step
+        else:  # saved after its last step: Trainer would do one more
+            load_weights(model, resumed.path)
+    except NonFiniteLossError as error:
+        ended_at = trainer.last_checkpoint or resumed
+        if spec.on_non_finite == "fail" or ended_at is None:
+            raise
+        # The job asked to end at the last good checkpoint instead.
+        channel.log(f"{error.where}: {error.what}: going back to step {ended_at.step}", "warn")
+        load_weights(model, ended_at.path)
     if progress.stop_reason is not None:
         saved = trainer.last_checkpoint
         return Stopped(progress.stop_reason, progress.step, None if saved is None else saved.step)
 
-    final = ended_at_checkpoint or Checkpoint(Path(), size.total_steps, progress.trained_tokens, 0)
-    result = {
-        "steps": final.step,
-        "epoch": progress.latest.get("epoch", 0.0),
-        "trained_tokens": final.trained_tokens,
-        "train_loss": math.fsum(progress.losses) / max(len(progress.losses), 1),
-        "eval_loss": progress.latest.get("eval_loss"),
-        "seconds": time.perf_counter() - began,
-        "peak_memory_bytes": progress.memory_bytes(),
-        "device": device_name(),
-        "precision": job.precision.words,
-        "attention": job.precision.attention,
-        "optimizer": spec.resolved_optimizer,
-        "activation_checkpointing": job.precision.activation_checkpointing,
-        "batch_size": size.batch_size,
-        "gradient_accumulation": size.gradient_accumulation,
-        "warmup_steps": warmup,
-        "packed": packed,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "seed": spec.seed,
-        "versions": versions(),
-        "warm": job.warm,
-        "resumed_at_step": progress.start_step,
-        "ended_at_checkpoint": None if ended_at_checkpoint is None else ended_at_checkpoint.step,
-        "first_step_began": progress.first_step_began,
-        "last_step_ended": progress.last_step_ended,
-    }
-    require_finite(model, final.step)
+    require_finite(model, progress.step)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     job.base.end_training()
-    return _save(job, model, final, result)
+    seconds = time.perf_counter() - began
+    result = _result(job, size, parameters, progress, ended_at) | {"seconds": seconds}
+    return _save(job, model, result)
 
 
-def sft_config(job: Job, size: Size, *, warmup: int) -> SFTConfig:
+def sft_config(job: Job, size: Size) -> SFTConfig:
     """Every argument of TRL that matters, from the spec by hand; the rest is switched off."""
     run, spec, precision = job.run, job.spec, job.precision
     cuda = torch.cuda.is_available()
@@ -216,7 +190,7 @@ def sft_config(job: Job, size: Size, *, warmup: int) -> SFTConfig:
         # The optimisation
         learning_rate=spec.resolved_learning_rate,
         lr_scheduler_type=_SCHEDULES[spec.schedule],
-        warmup_steps=warmup,
+        warmup_steps=size.warmup_steps,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.gradient_clip,
         optim=_OPTIMIZERS.get(spec.resolved_optimizer, spec.resolved_optimizer),
@@ -259,8 +233,9 @@ def open_data(path: Path) -> Dataset:
         ) from error
 
 
-def _size(job: Job, *, rows: int, packed: bool) -> Size:
+def _size(job: Job, data: Dataset) -> Size:
     batch, accumulation = job.run.batch_size, job.run.gradient_accumulation
+    packed = "seq_lengths" in data.column_names
     if packed and batch > 1 and job.precision.attention not in FLASH:
         # The collator lays a batch of packs end to end in one row. A kernel for variable lengths
         # takes that as it is; any other attends over the whole row's square.
@@ -269,43 +244,80 @@ def _size(job: Job, *, rows: int, packed: bool) -> Size:
             f"packed rows without variable-length attention: micro-batch 1, accumulation "
             f"{accumulation}, the same effective batch"
         )
-    per_epoch = max(1, math.ceil(math.ceil(rows / batch) / accumulation))
+    per_epoch = max(1, math.ceil(math.ceil(len(data) / batch) / accumulation))
     total = job.spec.max_steps or math.ceil(job.spec.epochs * per_epoch)
-    return Size(batch, accumulation, total)
+    return Size(batch, accumulation, total, job.spec.resolved_warmup_steps(total), packed)
 
 
-def _count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable, and all; a quantised weight holds two parameters in a byte."""
+def _trainable(job: Job, model: Any) -> Parameters:
+    """Count the parameters, a quantised weight's two to the byte, and settle the type of those
+    that train. Raises NothingToTrainError."""
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         count = parameter.numel() if state is None else math.prod(state.shape)
         total += count
-        trainable += count if parameter.requires_grad else 0
-    return trainable, total
+        if parameter.requires_grad:
+            trainable += count
+            if job.precision.trainable is not None:
+                parameter.data = parameter.data.to(job.precision.trainable)
+    if trainable == 0:
+        raise NothingToTrainError(
+            "no parameter of the model takes gradients: the run would log losses and learn nothing",
+            where=f"method {job.spec.method}",
+            remedy="name layers that exist in target_modules, or use auto",
+        )
+    return Parameters(trainable, total)
 
 
 def _held_out_loss(job: Job) -> float | None:
     return held_out_loss(
         job.base.model,
         Path(job.run.prepared_path) / "eval.arrow",
-        batch_size=job.run.batch_size,
         autocast=job.precision.autocast_dtype,
     )
 
 
-def _go_back(
-    job: Job, trainer: JobTrainer, good: Checkpoint, error: NonFiniteLossError
-) -> Checkpoint:
-    """End at the last good checkpoint, as `on_non_finite` asks."""
-    job.channel.log(
-        f"{error.what} at {error.where}: ending at the checkpoint of step {good.step}", "warn"
-    )
-    load_weights(trainer.model, good.path)
-    return good
+def _result(
+    job: Job,
+    size: Size,
+    parameters: Parameters,
+    progress: Progress,
+    ended_at: Checkpoint | None,
+) -> dict[str, Any]:
+    """What goes on record: how it went, and all that is needed to do it again."""
+    losses = progress.losses if ended_at is None else ended_at.losses
+    return {
+        "steps": progress.step if ended_at is None else ended_at.step,
+        "trained_tokens": (
+            progress.trained_tokens if ended_at is None else ended_at.trained_tokens
+        ),
+        "epoch": progress.latest.get("epoch"),
+        "train_loss": math.fsum(losses) / len(losses),
+        "eval_loss": progress.latest.get("eval_loss"),
+        "peak_memory_bytes": progress.memory_bytes(),
+        "device": device_name(),
+        "precision": job.precision.words,
+        "attention": job.precision.attention,
+        "optimizer": job.spec.resolved_optimizer,
+        "activation_checkpointing": job.precision.activation_checkpointing,
+        "batch_size": size.batch_size,
+        "gradient_accumulation": size.gradient_accumulation,
+        "warmup_steps": size.warmup_steps,
+        "packed": size.packed,
+        "trainable_parameters": parameters.trainable,
+        "total_parameters": parameters.total,
+        "seed": job.spec.seed,
+        "versions": versions(),
+        "warm": job.warm,
+        "resumed_at_step": progress.start_step,
+        "ended_at_checkpoint": None if ended_at is None else ended_at.step,
+        "first_step_began": progress.first_step_began,
+        "last_step_ended": progress.last_step_ended,
+    }
 
 
-def _save(job: Job, model: Any, final: Checkpoint, result: dict[str, Any]) -> Trained:
+def _save(job: Job, model: Any, result: dict[str, Any]) -> Trained:
     """Write the adapter (or the whole model) with its card, synced, under its final name."""
     run, full = job.run, job.spec.method == "full"
     target = Path(run.output_path) / ("model" if full else "adapter")
@@ -321,8 +333,8 @@ def _save(job: Job, model: Any, final: Checkpoint, result: dict[str, Any]) -> Tr
         kind="model" if full else "adapter",
         size_bytes=folder_size(target),
         digest=_digest(target),
-        step=final.step,
-        trained_tokens=final.trained_tokens,
+        step=result["steps"],
+        trained_tokens=result["trained_tokens"],
         result=result,
     )
 
