@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from celora.cli.output import (
@@ -9,6 +10,7 @@ from celora.cli.output import (
     JobId,
     console,
     duration,
+    facts,
     print_json,
     size,
     state_text,
@@ -37,12 +39,12 @@ def _print(record: Record, to: Console) -> None:
 
     job = record.job
     to.print(state_text(job.state), f"[b]{job.id}[/b]", job.name or "", sep="  ")
-    to.print(table(["", ""], _facts(record)), markup=False)
+    to.print(facts(_facts(record)))
     if job.error:
         to.print(f"\nerror: {error_text(job.error)}", markup=False, style="red")
     if job.verdict:
         to.print("\n[b]data[/b]")
-        to.print(table(["", ""], _verdict(job.verdict)))
+        to.print(facts(_verdict(job.verdict)))
         for warning in job.verdict.get("warnings") or []:
             to.print(f"warning: {warning}", markup=False, style="yellow")
     if record.evaluations:
@@ -79,49 +81,54 @@ def evaluation_table(record: Record) -> Any:
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     job = record.job
-    facts = [
+    found = [
         ("method", f"{job.method}, base {job.base_model} ({job.base_revision or 'not resolved'})"),
         ("data", job.spec.dataset),
         ("tenant, user", f"{job.tenant}, {job.user}"),
-        ("stage", f"{job.stage}{f': {job.activity}' if job.activity else ''}"),
     ]
-    if record.why and not job.finished:
-        facts.append(("why", record.why.sentence))
+    if not job.finished:
+        found.append(("stage", f"{job.stage}{f': {job.activity}' if job.activity else ''}"))
+        found.append(("why", record.why.sentence))
     if job.total_steps:
         loss = "" if job.train_loss is None else f", loss {job.train_loss:.4g}"
-        facts.append(("steps", f"{job.step} of {job.total_steps}{loss}"))
+        found.append(("steps", f"{job.step} of {job.total_steps}{loss}"))
     if job.gpu_seconds:
-        facts.append(("device time", duration(job.gpu_seconds)))
+        found.append(("device time", duration(job.gpu_seconds)))
     last = record.attempts[-1] if record.attempts else None
     if last is not None and last.worker:
-        facts.append(("attempts", f"{len(record.attempts)}, the last on {last.worker}"))
+        found.append(("attempts", f"{len(record.attempts)}, the last on {last.worker}"))
     if record.checkpoints:
         newest = record.checkpoints[0]
-        facts.append(
+        found.append(
             (
                 "checkpoints",
                 f"{len(record.checkpoints)}, newest at step {newest.step}: {newest.url}",
             )
         )
-    facts += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
-    return facts
+    found += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
+    return found
 
 
 def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     lengths = verdict.get("lengths") or {}
     dropped = ", ".join(f"{n} {why}" for why, n in (verdict.get("dropped") or {}).items() if n)
-    facts = [
+    found = [
         ("shape", verdict.get("shape")),
-        ("rows", f"{verdict.get('rows_train')} to train on, {verdict.get('rows_eval')} held out"),
-        ("dropped", dropped or "none"),
+        ("rows", _sentence(verdict, "{rows_train} to train on, {rows_eval} held out")),
+        ("dropped", dropped),
         ("tokens a row", ", ".join(f"{name} {value}" for name, value in lengths.items())),
-        ("steps", f"{verdict.get('total_steps')} ({verdict.get('tokens_per_step')} tokens a step)"),
+        ("steps", _sentence(verdict, "{total_steps} ({tokens_per_step} tokens a step)")),
         ("without loss", _share(verdict.get("masked_share"))),
     ]
     example = (verdict.get("example") or {}).get("text_with_mask")
     if example:
-        facts.append(("a row", str(example)))
-    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+        found.append(("a row", str(example)))
+    return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def _sentence(verdict: dict[str, Any], form: str) -> str:
+    """`form` filled in, with a dash for what the verdict does not say."""
+    return form.format_map(defaultdict(lambda: "–", verdict))
 
 
 def _share(value: Any) -> str:

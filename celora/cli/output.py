@@ -68,6 +68,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = 
     """A table without a frame; titles in `right` (space-separated) name right-aligned columns."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
     for title in titles:
@@ -75,7 +76,21 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = 
             title, justify="right" if title in right.split() else "left", overflow="fold"
         )
     for row in rows:
-        made.add_row(*(cell if hasattr(cell, "__rich_console__") else str(cell) for cell in row))
+        # Text, not str: a name with brackets is no markup.
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return made
+
+
+def facts(rows: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values, one pair a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table.grid(padding=(0, 3))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(name, Text(str(value)))
     return made
 
 

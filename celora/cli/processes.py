@@ -39,6 +39,7 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     stack = Stack(devices=devices, say=_say, hurry=hurry.is_set)
+    stack.take_home()
     try:
         stack.start()
         stack.wait_ready(stop.is_set)
@@ -59,8 +60,13 @@ def dispatcher() -> None:
 
     Several may run; one at a time places.
     """
+    import logging
+
     from tasks.dispatcher import run
 
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -130,24 +130,25 @@ def _view(progress: Progress) -> Iterator[Callable[[], None]]:
 
 
 class _PlainView:
-    """Lines that make sense in a log file: each event, each change, and now and then the steps."""
+    """Lines that make sense in a log file: each event, what is being done, and now and then the
+    steps."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self._told_event = 0
-        self._told: tuple[object, ...] = ()
+        self._told: tuple[object, ...] = (None, None, None)
         self._told_at = 0.0
 
     def draw(self) -> None:
         events: list[Event] = [e for e in self.progress.events if e.id > self._told_event]
         for event in events:
             mark = "" if event.level == "info" else f"{event.level}: "
-            print(f"{event.created_at.astimezone():%H:%M:%S}  {mark}{event.message}")
+            print(f"{event.created_at.astimezone():%H:%M:%S}  {mark}{event.message}", flush=True)
             self._told_event = event.id
-        job = self.progress.job
-        now = time.monotonic()
-        worth = (job.state, job.stage, job.activity, self.progress.trouble)
-        moved = now - self._told_at > _PLAIN_SECONDS and not job.finished
-        if worth != self._told or moved:
+        job, now = self.progress.job, time.monotonic()
+        trained = job.total_steps is not None and job.step == job.total_steps
+        worth = (job.activity, self.progress.trouble, trained)
+        due = now - self._told_at > _PLAIN_SECONDS and job.state is JobState.RUNNING
+        if not job.finished and (worth != self._told or due):
             print(plain_line(self.progress), flush=True)
             self._told, self._told_at = worth, now

@@ -70,6 +70,7 @@ def _stack(scene: Scene, devices: str | None) -> Iterator[Any]:
 
     scene.title("Celora on this machine: database, broker, dispatcher, workers")
     stack = Stack(devices=devices, say=scene.say)
+    stack.take_home()
     try:
         stack.start()
         _end_earlier_jobs()

@@ -60,9 +60,12 @@ class Stack:
         self._started = 0.0
         self._pruned = 0.0
 
-    def start(self) -> None:
-        """Raises SetupError or UnavailableError; what was started by then is stopped by `stop`."""
+    def take_home(self) -> None:
+        """Raises SetupError when another stack has it."""
         self._lock.acquire(patience_seconds=settings().stop_grace_seconds + 15, say=self._say)
+
+    def start(self) -> None:
+        """After `take_home`. Raises SetupError, UnavailableError; `stop` stops what was started."""
         if self.embedded is not None:
             started = self.embedded.start()
             how = "started" if started else "was running, attached"
