@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from training_data.arrow_arrays import int32_lists, strings
 from training_data.tokenise import TokenRow
 
 NO_LOSS = -100
-# A record batch is written when it holds so many tokens: 2 MiB of ids and labels.
-_BATCH_TOKENS = 1 << 18
+# A record batch is written when it holds so many tokens: 512 KiB of ids and labels.
+_BATCH_TOKENS = 1 << 16
 
 
 class TokenWriter:
@@ -56,28 +58,26 @@ class TokenWriter:
             return
         import numpy as np
 
-        flat: list[int] = []
-        offsets = [0]
-        ranges = []
-        for row in self._rows:
-            begin = len(flat)
-            flat += row.ids
-            offsets.append(len(flat))
-            ranges += [(begin + start, begin + end) for start, end in row.loss]
-        ids = np.array(flat, dtype=np.int32)
-        labels = np.full(len(flat), NO_LOSS, dtype=np.int32)
-        for start, end in ranges:
-            labels[start:end] = ids[start:end]
-        columns = [self._lists(offsets, ids), self._lists(offsets, labels)]
+        ids, offsets = _joined([row.ids for row in self._rows])
+        known = np.frombuffer(ids, dtype=np.int32)
+        labels = np.full(len(ids), NO_LOSS, dtype=np.int32)
+        for begin, row in zip(offsets, self._rows, strict=False):
+            for start, end in row.loss:
+                labels[begin + start : begin + end] = known[begin + start : begin + end]
+        columns = [int32_lists(offsets, ids), int32_lists(offsets, labels)]
         if self._held_out:
-            prompts = [row.ids[: row.prompt_tokens] for row in self._rows]
-            columns.append(self._pa.array(prompts, self._schema.field("prompt_ids").type))
-            columns.append(self._pa.array([row.prompt for row in self._rows]))
-            columns.append(self._pa.array([row.answer for row in self._rows]))
+            prompts, bounds = _joined([row.ids[: row.prompt_tokens] for row in self._rows])
+            columns.append(int32_lists(bounds, prompts))
+            columns.append(strings([row.prompt for row in self._rows]))
+            columns.append(strings([row.answer for row in self._rows]))
         self._writer.write_batch(self._pa.record_batch(columns, schema=self._schema))
         self._rows, self._tokens = [], 0
 
-    def _lists(self, offsets: list[int], values: Any) -> Any:
-        return self._pa.ListArray.from_arrays(
-            self._pa.array(offsets, self._pa.int32()), self._pa.array(values)
-        )
+
+def _joined(rows: list[array[int]]) -> tuple[array[int], array[int]]:
+    """All rows in one, and the offsets that tell them apart."""
+    flat, offsets = array("i"), array("i", [0])
+    for row in rows:
+        flat.extend(row)
+        offsets.append(len(flat))
+    return flat, offsets

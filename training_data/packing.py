@@ -7,10 +7,12 @@ other. Only `bfd` keeps them apart, with a `seq_lengths` column that attention f
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training_data.arrow_arrays import as_numpy, int32_lists
 from training_data.arrow_files import NO_LOSS
 
 # Rows that are packed among themselves: more would fill the last packs of a window no better
@@ -59,43 +61,59 @@ def pack_file(source: Path, target: Path, capacity: int, look: Callable[[], None
     return written
 
 
-def _windows(batches: Any) -> Iterator[Any]:
-    """Whole record batches joined until there are rows or tokens enough."""
-    import pyarrow as pa
+@dataclass(slots=True)
+class _Window:
+    """Rows one after another; `starts` has one entry more than there are rows."""
 
+    ids: Any
+    labels: Any
+    starts: Any
+
+
+def _windows(batches: Iterable[Any]) -> Iterator[_Window]:
+    """Whole record batches joined until there are rows or tokens enough."""
     held: list[Any] = []
     rows = tokens = 0
     for batch in batches:
         held.append(batch)
         rows += batch.num_rows
-        tokens += len(batch.column(0).values)
+        tokens += len(batch.column("input_ids").values)
         if rows >= _WINDOW_ROWS or tokens >= _WINDOW_TOKENS:
-            yield pa.Table.from_batches(held).combine_chunks()
+            yield _joined(held)
             held, rows, tokens = [], 0, 0
     if held:
-        yield pa.Table.from_batches(held).combine_chunks()
+        yield _joined(held)
 
 
-def _packed(window: Any, capacity: int) -> list[Any]:
+def _joined(batches: list[Any]) -> _Window:
     import numpy as np
-    import pyarrow as pa
 
-    ids, labels = (window.column(name).chunk(0) for name in ("input_ids", "labels"))
-    lengths = np.diff(ids.offsets.to_numpy())
+    columns = [(batch.column("input_ids"), batch.column("labels")) for batch in batches]
+    lengths = [np.diff(as_numpy(ids.offsets)) for ids, _ in columns]
+    return _Window(
+        np.concatenate([as_numpy(ids.values) for ids, _ in columns]),
+        np.concatenate([as_numpy(labels.values) for _, labels in columns]),
+        np.concatenate([[0], *lengths]).cumsum(),
+    )
+
+
+def _packed(window: _Window, capacity: int) -> list[Any]:
+    """The columns input_ids, labels and seq_lengths of one window's packs."""
+    import numpy as np
+
+    starts = window.starts
+    lengths = np.diff(starts)
     packs = best_fit_decreasing(lengths.tolist(), capacity)
-    order = pa.array([row for pack in packs for row in pack], pa.int32())
-    ids, labels = ids.take(order), labels.take(order)
-    starts = ids.offsets.to_numpy()
-    ends_of_packs = np.cumsum([0, *(len(pack) for pack in packs)], dtype=np.int32)
-    learnt = labels.values.to_numpy().copy()
+    order = [row for pack in packs for row in pack]
+    rows = [slice(starts[row], starts[row + 1]) for row in order]
     # In a row of its own the first token is never predicted; in a pack it would be, from the last
     # token of another document.
-    learnt[starts[:-1]] = NO_LOSS
-    bounds = pa.array(starts[ends_of_packs], pa.int32())
+    window.labels[starts[:-1]] = NO_LOSS
+    packed_lengths = lengths[order].astype(np.int32)
+    bounds = np.cumsum([0, *map(len, packs)], dtype=np.int32)
+    token_bounds = np.concatenate([[0], packed_lengths.cumsum()])[bounds].astype(np.int32)
     return [
-        pa.ListArray.from_arrays(bounds, ids.values),
-        pa.ListArray.from_arrays(bounds, pa.array(learnt)),
-        pa.ListArray.from_arrays(
-            pa.array(ends_of_packs), pa.array(np.diff(starts).astype(np.int32))
-        ),
+        int32_lists(token_bounds, np.concatenate([window.ids[row] for row in rows])),
+        int32_lists(token_bounds, np.concatenate([window.labels[row] for row in rows])),
+        int32_lists(bounds, packed_lengths),
     ]
