@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpu_worker import prepared_data
 from gpu_worker.base_evaluation import known_base
+from gpu_worker.bases import resolve
 from gpu_worker.lease import Lease
 from gpu_worker.protocol import Run
 from models import store
@@ -56,35 +57,29 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
     )
 
 
-_bases: dict[tuple[str, str | None, bool], tuple[str, str]] = {}
+# Copies of hub and URL models that this process has fetched: they are this machine's own, and stay
+# as they are. A folder is the user's, and is looked at before every job.
+_copies: dict[tuple[str, str, bool], Path] = {}
 
 
 def _base(claim: Claim, say: Say) -> tuple[str, str]:
-    """Folder and revision of the base model, its weights included."""
+    """Folder and revision of the base model, its weights included. Raises BaseModelError."""
     spec = claim.spec
     if spec.scripted:
         return "", claim.base_revision or ""
-    # The revision that preprocessing resolved: a branch may have moved on since.
+    # The revision that preprocessing resolved: a branch, or a folder, may have changed since.
     revision = claim.base_revision or spec.base_revision
-    key = (spec.base_model, revision, spec.trust_remote_code)
-    known = _bases.get(key)
-    if known is None or not Path(known[0]).is_dir():
-        from gpu_worker.bases import resolve
-
-        say("fetching the base model")
-        base = resolve(
-            spec.base_model,
-            _hub_revision(revision),
-            weights=True,
-            trust_remote_code=spec.trust_remote_code,
-        )
-        known = _bases[key] = (str(base.path), base.revision)
-    return known
-
-
-def _hub_revision(revision: str | None) -> str | None:
-    """A folder's revision is a digest of its content, which says nothing to a hub."""
-    return None if revision is not None and revision.startswith("sha256:") else revision
+    key = (spec.base_model, revision or "", spec.trust_remote_code)
+    known = _copies.get(key)
+    if known is not None and known.is_dir():
+        return str(known), key[1]
+    say("fetching the base model")
+    base = resolve(
+        spec.base_model, revision, weights=True, trust_remote_code=spec.trust_remote_code
+    )
+    if revision is not None and base.path != store.local_path(spec.base_model):
+        _copies[key] = base.path
+    return str(base.path), base.revision
 
 
 def _prepared(claim: Claim, say: Say) -> str:

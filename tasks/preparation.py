@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from gpu_worker import prepared_data
+from gpu_worker.bases import resolve
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, LeaseLostError, now
 from gpu_worker.session import OUTCOMES, WorkerSession
@@ -103,7 +104,6 @@ class _Attempt:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _find_or_make(self) -> _Found:
-        from gpu_worker.bases import resolve
         from training_data.prepare import input_digest, prepare
 
         spec = self.claim.spec
