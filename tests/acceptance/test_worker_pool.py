@@ -9,36 +9,34 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from celery import Celery
-from sqlalchemy import select
 
 from gpu_worker.session import DROPPED_TICKETS
 from models.queries import history, jobs, products
-from models.queries.gpus import GpuView, list_gpus
 from models.session import transaction
-from models.spec import JobSpec
 from models.states import StopReason
-from models.tables import Attempt, Counter, Job
-from tests.stack import Running, Stack
+from models.tables import Counter
+from tests.scripted_jobs import (
+    FAST,
+    at_step,
+    family,
+    gpu_of,
+    gpu_worker,
+    gpus,
+    in_state,
+    is_gone,
+    job,
+    outcomes,
+    start_gpu_worker,
+    submit,
+    trainer_of,
+    tries,
+    words,
+)
+from tests.stack import Stack
 
 pytestmark = pytest.mark.broker
-
-LEASE_SECONDS = 6
-# Time-outs are compressed by configuration alone.
-FAST = {
-    "CELORA_LEASE_SECONDS": str(LEASE_SECONDS),
-    "CELORA_RENEW_SECONDS": "1",
-    "CELORA_CONTROL_SECONDS": "0.3",
-    "CELORA_KILL_MARGIN_SECONDS": "2",
-    "CELORA_STOP_GRACE_SECONDS": "10",
-    "CELORA_CANCEL_GRACE_SECONDS": "2",
-    "CELORA_POLL_SECONDS": "1",
-    "CELORA_RESEND_SECONDS": "3",
-    "CELORA_GPU_HEARTBEAT_SECONDS": "1",
-    "CELORA_GPU_STALE_SECONDS": "8",
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,87 +48,8 @@ def pool(stack: Stack) -> Stack:
     return stack
 
 
-def start_gpu_worker(stack: Stack) -> Running:
-    running = stack.start("gpu-worker", "--devices", "cpu:2")
-    stack.wait_until("both slots are free", lambda: words() == ["free", "free"])
-    return running
-
-
-def gpu_worker(stack: Stack) -> Running:
-    return next(one for one in stack.running if one.name == "gpu-worker")
-
-
-def gpus() -> list[GpuView]:
-    with transaction() as session:
-        return list_gpus(session)
-
-
-def words() -> list[str]:
-    return [gpu.state for gpu in gpus()]
-
-
-def submit(script: str, **fields: object) -> str:
-    spec = JobSpec.model_validate({"base_model": f"scripted:?{script}", "dataset": "none"} | fields)
-    with transaction() as session:
-        return jobs.insert_job(session, spec, tenant="default", user="ada").id
-
-
-def job(job_id: str) -> Job:
-    with transaction() as session:
-        return jobs.get_job(session, job_id)
-
-
-def tries(job_id: str) -> list[Attempt]:
-    """The job's attempts on a device, in order."""
-    with transaction() as session:
-        return list(
-            session.scalars(
-                select(Attempt)
-                .where(Attempt.job_id == job_id, Attempt.gpu_id.is_not(None))
-                .order_by(Attempt.fence)
-            )
-        )
-
-
-def outcomes(job_id: str) -> list[str | None]:
-    return [attempt.outcome for attempt in tries(job_id)]
-
-
-def in_state(stack: Stack, job_id: str, state: str, *, seconds: float = 30) -> Job:
-    stack.wait_until(f"{job_id} is {state}", lambda: job(job_id).state == state, seconds=seconds)
-    return job(job_id)
-
-
-def at_step(stack: Stack, job_id: str, step: int) -> Attempt:
-    """The job's live attempt, once it has got that far."""
-    stack.wait_until(f"{job_id} is at step {step}", lambda: job(job_id).step >= step, seconds=30)
-    return tries(job_id)[-1]
-
-
 def wait_for(stack: Stack, what: str, condition: Callable[[], object], seconds: float) -> None:
     stack.wait_until(what, condition, seconds=seconds)
-
-
-def gpu_of(attempt: Attempt) -> GpuView:
-    return next(gpu for gpu in gpus() if gpu.id == attempt.gpu_id)
-
-
-def trainer_of(attempt: Attempt) -> psutil.Process:
-    assert attempt.trainer_pid is not None
-    return psutil.Process(attempt.trainer_pid)
-
-
-def family(trainer: psutil.Process) -> tuple[psutil.Process, psutil.Process]:
-    """The pool child above a trainer, and the worker's main process above that."""
-    child = trainer.parent()
-    assert child is not None
-    main = child.parent()
-    assert main is not None
-    return child, main
-
-
-def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_job_is_prepared_trained_evaluated_and_recorded(pool: Stack) -> None:
