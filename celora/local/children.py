@@ -63,7 +63,7 @@ class Children:
                     child.pause = FIRST_PAUSE_SECONDS
                 self.say(
                     f"{child.name} ended ({_ending(code)}); it starts again in {child.pause:g} s"
-                    f" — see {child.log}"
+                    f"\n  {_last_error(child.log) or f'see {child.log}'}"
                 )
                 child.process = None
                 child.due = now + child.pause
@@ -122,6 +122,12 @@ def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
             member.kill()
     for process in processes:
         process.wait()
+
+
+def _last_error(log: Path) -> str:
+    """The last thing it told as an error, as celora/cli/failures.py writes it; else nothing."""
+    _, found, error = log.read_text(errors="replace")[-4_000:].rpartition("\nerror: ")
+    return f"{error.strip()}\n  ({log})" if found else ""
 
 
 def _ending(code: int) -> str:
