@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 from gpu_worker.base_files import NEVER, check_config, check_names, patterns
-from models.errors import BaseModelError
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_SECONDS = 30.0
+from models.errors import BaseModelError, CeloraError
 
 
 def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> tuple[Path, str]:
@@ -19,52 +14,42 @@ def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> tupl
     Safe beside others that fetch the same, and after a kill: the client locks, and renames whole
     files into place. Raises BaseModelError.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    from huggingface_hub import resolve_revision
 
-    wanted: dict[str, Any] = {
-        "allow_patterns": patterns(weights=weights, code=code),
-        "ignore_patterns": list(NEVER),
-    }
     try:
-        commit = _commit(name, revision)
-        folder = Path(huggingface_hub.snapshot_download(name, revision=commit, **wanted))
+        # With the hub away: what the name meant when it was last asked.
+        commit = resolve_revision(name, revision=revision).resolved
+        folder = _download(name, commit, weights=False, code=code)
+        check_names(_listing(name, commit, folder), where=name)
+        check_config((folder / "config.json").read_bytes(), where=name)
+        if weights:
+            _download(name, commit, weights=True, code=code)
+    except CeloraError:
+        raise
     except Exception as error:
         # The client lets its HTTP library's exceptions through beside its own and OSError.
         raise _explained(name, revision, error) from error
-    try:
-        tree = huggingface_hub.get_cached_repo_tree(name, revision=commit)
-        names = [file.path for file in tree]
-    except CachedRepoTreeNotFoundError:
-        names = [path.name for path in folder.iterdir()]  # a cache that an older client filled
-    check_names(names, where=name)
-    check_config((folder / "config.json").read_bytes(), where=name)
     return folder, commit
 
 
-def _commit(name: str, revision: str | None) -> str:
-    """What the revision means now; with the hub away, what it meant when it was cached."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+def _download(name: str, commit: str, *, weights: bool, code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = patterns(weights=weights, code=code)
+    return Path(
+        snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=list(NEVER))
     )
 
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return revision
+
+def _listing(name: str, commit: str, folder: Path) -> list[str]:
+    """All that the repository holds; the client keeps it beside the snapshot."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
     try:
-        return str(HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS).sha)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise
-    except Exception as error:  # noqa: BLE001  whatever kept the hub away is raised below
-        try:
-            cached = snapshot_download(
-                name, revision=revision, allow_patterns="config.json", local_files_only=True
-            )
-        except LocalEntryNotFoundError:
-            raise error from None
-        return Path(cached).name
+        return [file.path for file in get_cached_repo_tree(name, revision=commit)]
+    except CachedRepoTreeNotFoundError:
+        return [path.name for path in folder.iterdir()]  # a cache that an older client filled
 
 
 def _explained(name: str, revision: str | None, error: Exception) -> BaseModelError:

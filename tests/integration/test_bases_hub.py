@@ -1,0 +1,257 @@
+"""The hub's real client against a hub on loopback; each resolve in a process of its own, because
+the client reads HF_ENDPOINT and HF_HOME when it is imported."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_worker.trainer.tiny_base import random_base
+from tests.hub_server import HubServer
+
+_RESOLVE = """
+import json, sys
+from gpu_worker.bases import resolve
+from models.errors import CeloraError
+name, revision, weights, code = json.loads(sys.argv[1])
+try:
+    base = resolve(name, revision, weights=weights, trust_remote_code=code)
+    print(json.dumps({"path": str(base.path), "name": base.name, "revision": base.revision}))
+except CeloraError as error:
+    print(json.dumps({"error": error.record()}))
+"""
+
+
+@dataclass
+class Client:
+    """Resolves as a worker does, with a model cache of its own."""
+
+    endpoint: str
+    home: Path
+
+    def start(
+        self,
+        name: str = "owner/tiny",
+        revision: str | None = None,
+        *,
+        weights: bool = True,
+        code: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        known = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        own = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_ETAG_TIMEOUT": "5"}
+        return subprocess.Popen(
+            [sys.executable, "-c", _RESOLVE, json.dumps([name, revision, weights, code])],
+            env=known | own | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def resolve(self, *what: Any, **how: Any) -> dict[str, Any]:
+        """The base, or {"error": …}; arguments as `start`."""
+        with self.start(*what, **how) as process:
+            answer, _ = process.communicate(timeout=60)
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+    def refusal(self, *what: Any, **how: Any) -> str:
+        """The error's sentence; its remedy must be there too."""
+        error = self.resolve(*what, **how)["error"]
+        assert error["code"] == "invalid_base_model"
+        assert error["remedy"]
+        return str(error["message"])
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture
+def client(hub: HubServer, tmp_path: Path) -> Client:
+    return Client(hub.url, tmp_path / "hf")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model with what published ones often have beside it."""
+    folder = random_base(tmp_path / "base", hidden=32, layers=1, vocab=300)
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "modeling_own.py").write_text("raise SystemExit")
+    (folder / "consolidated.safetensors").write_bytes(b"the weights once more")
+    (folder / "original").mkdir()
+    (folder / "original" / "params.json").write_text("{}")
+    return folder
+
+
+_SMALL = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+def _names(path: str) -> set[str]:
+    return {str(file.relative_to(path)) for file in Path(path).rglob("*")}
+
+
+def test_a_branch_is_pinned_and_only_safe_files_come(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    commit = hub.add("owner/tiny", folder)
+
+    base = client.resolve()
+
+    assert (base["name"], base["revision"]) == ("owner/tiny", commit)
+    assert _names(base["path"]) == _SMALL | {"model.safetensors"}
+    got = Path(base["path"], "model.safetensors").read_bytes()
+    assert got == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_pinned_commit_outlives_the_branch_that_moved(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    old = hub.add("owner/tiny", folder)
+    (folder / "chat_template.jinja").write_text("new")
+    new = hub.add("owner/tiny", folder)
+    hub.add("owner/tiny", folder, revision="v1.0")
+
+    assert client.resolve()["revision"] == new
+    assert client.resolve(revision="v1.0")["revision"] == new
+    pinned = client.resolve(revision=old)
+    assert pinned["revision"] == old
+    assert Path(pinned["path"], "chat_template.jinja").read_text() != "new"
+
+
+def test_preparing_data_fetches_no_weights(hub: HubServer, client: Client, folder: Path) -> None:
+    commit = hub.add("owner/tiny", folder)
+
+    small = client.resolve(weights=False)
+
+    assert small["revision"] == commit
+    assert _names(small["path"]) == _SMALL
+    assert not any(request.startswith("GET /cdn") for request in hub.requests)
+    assert "model.safetensors" in _names(client.resolve()["path"])
+
+
+def test_what_is_cached_is_not_fetched_again(hub: HubServer, client: Client, folder: Path) -> None:
+    commit = hub.add("owner/tiny", folder)
+    client.resolve()
+    hub.requests.clear()
+
+    client.resolve()
+    assert not hub.downloads()
+    hub.requests.clear()
+    client.resolve(revision=commit)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])
+def test_the_cache_serves_while_the_hub_is_away(
+    hub: HubServer, client: Client, folder: Path, environment: dict[str, str]
+) -> None:
+    commit = hub.add("owner/tiny", folder)
+    client.resolve(weights=False)
+    hub.down = True
+
+    for revision in (None, commit):
+        found = client.resolve(revision=revision, weights=False, environment=environment)
+        assert found.get("revision") == commit, found
+    assert "did not give the model" in client.refusal("owner/other", environment=environment)
+
+
+def test_nobody_listening_is_explained(client: Client) -> None:
+    assert "did not give the model" in client.refusal(
+        environment={"HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
+
+
+def test_names_that_mean_nothing_are_explained(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    hub.add("owner/tiny", folder)
+
+    assert "neither a folder here nor a model on the hub" in client.refusal("owner/nothing")
+    assert "no revision 'v9'" in client.refusal("owner/tiny", "v9")
+    assert "no revision" in client.refusal("owner/tiny", "0" * 40)
+
+
+def test_a_gated_model_needs_the_token(hub: HubServer, client: Client, folder: Path) -> None:
+    hub.add("owner/tiny", folder, token="hf_secret")
+
+    assert "gated" in client.refusal("owner/tiny")
+    assert "gated" in client.refusal("owner/tiny", environment={"HF_TOKEN": "hf_wrong"})
+    base = client.resolve(environment={"HF_TOKEN": "hf_secret"})
+    assert "model.safetensors" in _names(base["path"])
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "pickled (pytorch_model.bin)"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda folder: (folder / "config.json").unlink(), "not a model"),
+        (lambda folder: (folder / "config.json").write_text("<html>"), "config.json is broken"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_its_weights_come(
+    hub: HubServer,
+    client: Client,
+    folder: Path,
+    breaking: Callable[[Path], None],
+    message: str,
+) -> None:
+    (folder / "consolidated.safetensors").unlink()
+    breaking(folder)
+    hub.add("owner/tiny", folder)
+
+    assert message in client.refusal()
+    assert not any("/cdn/" in request for request in hub.requests)
+
+
+def test_its_own_code_comes_only_with_the_administrators_word(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    hub.add("owner/tiny", folder)
+
+    assert "may not run its own code" in client.refusal(code=True)
+    assert not hub.requests
+    allowed = client.resolve(code=True, environment={"CELORA_REMOTE_CODE_MODELS": "owner/tiny"})
+    assert "modeling_own.py" in _names(allowed["path"])
+
+
+def test_a_killed_download_goes_on_and_ends_whole(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    hub.add("owner/tiny", folder)
+    hub.stall.set()
+    with client.start() as process:
+        deadline = time.monotonic() + 60
+        while not any("/cdn/" in request for request in hub.requests):
+            assert time.monotonic() < deadline, "the download never began"
+            time.sleep(0.02)
+        process.kill()
+    hub.stall.clear()
+
+    base = client.resolve()
+
+    got = Path(base["path"], "model.safetensors").read_bytes()
+    assert got == (folder / "model.safetensors").read_bytes()
+
+
+def test_several_workers_fetch_the_same_model_at_once(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    hub.add("owner/tiny", folder)
+
+    with client.start() as one, client.start() as two, client.start() as three:
+        answers = [json.loads(worker.communicate(timeout=60)[0]) for worker in (one, two, three)]
+
+    assert all(answer == answers[0] and "revision" in answer for answer in answers)
+    got = Path(answers[0]["path"], "model.safetensors").read_bytes()
+    assert got == (folder / "model.safetensors").read_bytes()
