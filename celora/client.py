@@ -6,9 +6,9 @@ import getpass
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from celora.spec_fields import SpecFields
+from celora.spec_fields import DataFields, SpecFields
 from celora.views import Event, Job, LogLine, Metric
 from models.errors import InputError, SpecError
 from models.queries import history
@@ -18,6 +18,10 @@ from models.session import transaction
 from models.settings import settings
 from models.spec import JobSpec, parse_spec
 from models.states import JobState, StopReason
+
+if TYPE_CHECKING:
+    from training_data.validate import Report
+    from training_data.watch import Progress
 
 _DATA_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst"})
 
@@ -132,6 +136,32 @@ def logs(job: str | Job, *, after: int = 0, limit: int = 1000) -> list[LogLine]:
     with transaction() as session:
         rows = history.logs_of(session, _id(session, job), after, limit)
         return [LogLine.model_validate(row) for row in rows]
+
+
+def validate(
+    dataset: str, *, on_progress: Progress | None = None, **fields: Unpack[DataFields]
+) -> Report:
+    """What preparing `dataset` would find, without a job: its shape, its rows, what is wrong.
+
+    With `base_model` it is tokenised as well, for lengths and steps. `on_progress` gets (what, rows
+    so far). Raises SpecError, InputError for a path, BaseModelError, UnavailableError.
+    """
+    from training_data.validate import validate as examine
+
+    given = with_absolute_paths({"dataset": dataset} | dict(fields))
+    base_model = given.pop("base_model", None)
+    tokenizer_path = None
+    if base_model is not None:
+        from gpu_worker.bases import resolve
+
+        base = resolve(
+            base_model,
+            given.get("base_revision"),
+            weights=False,
+            trust_remote_code=given.get("trust_remote_code", False),
+        )
+        tokenizer_path = str(base.path)
+    return examine(**given, tokenizer_path=tokenizer_path, on_progress=on_progress)
 
 
 def with_absolute_paths(fields: dict[str, Any]) -> dict[str, Any]:

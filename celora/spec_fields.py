@@ -10,13 +10,12 @@ from typing import Literal, TypedDict
 from models.spec import Method, Optimizer, Shape, Tracker
 
 
-class SpecFields(TypedDict, total=False):
-    version: Literal[1]
-    name: str | None
+class DataFields(TypedDict, total=False):
+    """What decides how data is prepared, beside the data set itself."""
+
     base_model: str
     base_revision: str | None
     trust_remote_code: bool
-    dataset: str
     dataset_revision: str | None
     dataset_split: str
     eval_dataset: str | None
@@ -27,6 +26,18 @@ class SpecFields(TypedDict, total=False):
     over_long: Literal["truncate", "drop"]
     loss_on: Literal["answer", "all"]
     packing: Literal["auto", "on", "off"]
+    epochs: float
+    max_steps: int | None
+    batch_size: int
+    gradient_accumulation: int
+
+
+class SpecFields(DataFields, total=False):
+    """All fields."""
+
+    version: Literal[1]
+    name: str | None
+    dataset: str
     method: Method
     rank: int
     alpha: float
@@ -34,10 +45,6 @@ class SpecFields(TypedDict, total=False):
     target_modules: Literal["auto"] | tuple[str, ...]
     use_rslora: bool
     bf16_pure: bool
-    epochs: float
-    max_steps: int | None
-    batch_size: int
-    gradient_accumulation: int
     learning_rate: float | None
     schedule: Literal["cosine", "linear", "constant"]
     warmup_steps: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from celora.cli.output import (
@@ -35,6 +34,7 @@ def job(job: JobId, as_json: AsJson = False) -> None:
 
 
 def _print(record: Record, to: Console) -> None:
+    from celora.cli.verdict import print_verdict
     from celora.cli.watch import error_text
 
     job = record.job
@@ -44,9 +44,7 @@ def _print(record: Record, to: Console) -> None:
         to.print(f"\nerror: {error_text(job.error)}", markup=False, style="red")
     if job.verdict:
         to.print("\n[b]data[/b]")
-        to.print(facts(_verdict(job.verdict)))
-        for warning in job.verdict.get("warnings") or []:
-            to.print(f"warning: {warning}", markup=False, style="yellow")
+        print_verdict(job.verdict, to)
     if record.evaluations:
         to.print("\n[b]evaluation[/b]")
         to.print(evaluation_table(record))
@@ -107,29 +105,3 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         )
     found += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
     return found
-
-
-def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
-    lengths = verdict.get("lengths") or {}
-    dropped = ", ".join(f"{n} {why}" for why, n in (verdict.get("dropped") or {}).items() if n)
-    found = [
-        ("shape", verdict.get("shape")),
-        ("rows", _sentence(verdict, "{rows_train} to train on, {rows_eval} held out")),
-        ("dropped", dropped),
-        ("tokens a row", ", ".join(f"{name} {value}" for name, value in lengths.items())),
-        ("steps", _sentence(verdict, "{total_steps} ({tokens_per_step} tokens a step)")),
-        ("without loss", _share(verdict.get("masked_share"))),
-    ]
-    example = (verdict.get("example") or {}).get("text_with_mask")
-    if example:
-        found.append(("a row", str(example)))
-    return [(name, str(value)) for name, value in found if value not in (None, "")]
-
-
-def _sentence(verdict: dict[str, Any], form: str) -> str:
-    """`form` filled in, with a dash for what the verdict does not say."""
-    return form.format_map(defaultdict(lambda: "–", verdict))
-
-
-def _share(value: Any) -> str:
-    return f"{value:.0%} of the tokens" if isinstance(value, (int, float)) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -30,13 +30,20 @@ _OTHER_NAMES = {"columns": ("--map", "--columns")}
 _METAVARS = {"columns": "ROLE=COLUMN", "metadata": "KEY=VALUE"}
 
 
-def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command(..., **fields)` with its `fields` spelled out as one option per field."""
-    own = inspect.signature(command, eval_str=True)
-    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    # A function has no such attribute by itself; inspect.signature looks for it first.
-    setattr(command, "__signature__", own.replace(parameters=[*kept, *_options()]))  # noqa: B010 (as an assignment mypy would refuse it)
-    return command
+def with_spec_options(
+    fields: Collection[str] = JobSpec.model_fields,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Spell out a command's `**options` as one option for each of `fields`."""
+
+    def spell_out(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(command, eval_str=True)
+        kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        whole = own.replace(parameters=[*kept, *_options(fields)])
+        # A function has no such attribute by itself; inspect.signature looks for it first.
+        setattr(command, "__signature__", whole)  # noqa: B010 (as an assignment mypy would refuse it)
+        return command
+
+    return spell_out
 
 
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +53,15 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
         if value is not None and value not in ([], ())
     }
+
+
+def in_options(error: SpecError) -> SpecError:
+    """The same error with the option's name instead of the field's."""
+    field = (error.where or "").partition(".")[0]
+    if field not in JobSpec.model_fields:
+        return error
+    what = "is required" if error.what == "Field required" else error.what
+    return SpecError(what, where=option_name(field), remedy="celora submit --help")
 
 
 def option_name(field: str) -> str:
@@ -73,11 +89,13 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     return {name: _beside(path.parent, name, value) for name, value in fields.items()}
 
 
-def _options() -> list[inspect.Parameter]:
+def _options(fields: Collection[str]) -> list[inspect.Parameter]:
     panel = ""
     made = []
     for name, field in JobSpec.model_fields.items():
         panel = _PANELS.get(name, panel)
+        if name not in fields:
+            continue
         made.append(
             inspect.Parameter(
                 name,

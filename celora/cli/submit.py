@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from celora.cli.output import AsJson, print_json
-from celora.cli.spec_options import given_fields, option_name, read_spec_file, with_spec_options
+from celora.cli.spec_options import given_fields, in_options, read_spec_file, with_spec_options
 from models.errors import SpecError
 
 
-@with_spec_options
+@with_spec_options()
 def submit(
     *,
     spec: Annotated[
@@ -49,7 +49,7 @@ def submit(
             **(fields | given_fields(options)),
         )
     except SpecError as error:
-        raise _in_options(error) from None
+        raise in_options(error) from None
     if as_json and not wait:
         print_json(job)
     elif not as_json:
@@ -70,15 +70,3 @@ def submit(
     if not as_json:
         print(f"celora watch {job.id}   shows how it goes")
     return 0
-
-
-def _in_options(error: SpecError) -> SpecError:
-    """The same error with the option's name instead of the field's."""
-    from models.spec import JobSpec
-
-    field = (error.where or "").partition(".")[0]
-    if field not in JobSpec.model_fields:
-        return error
-    if error.what == "Field required":
-        return SpecError("is required", where=option_name(field), remedy="celora submit --help")
-    return SpecError(error.what, where=option_name(field), remedy="celora submit --help")

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from celora.cli.output import AsJson, print_json
-from models.spec import Shape
+from celora.cli.output import AsJson, console, print_json
+from celora.cli.spec_options import given_fields, in_options, with_spec_options
+from celora.spec_fields import DataFields
+from models.errors import SpecError
 
 
+@with_spec_options(get_type_hints(DataFields))
 def validate(
     dataset: Annotated[
         str, typer.Argument(help="Path, fsspec URL or hub name of the data.", show_default=False)
     ],
-    base_model: Annotated[
-        str | None,
-        typer.Option(help="Measure lengths with this base model's tokenizer.", show_default=False),
-    ] = None,
-    shape: Annotated[Shape, typer.Option(help="Record shape; `auto` detects it.")] = "auto",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            "--columns",
-            metavar="ROLE=COLUMN",
-            help="Role → column name.",
-            show_default=False,
-        ),
-    ] = None,
+    *,
     as_json: AsJson = False,
+    **options: Any,
 ) -> int:
     """Check training data: its shape, its rows, and each line that is wrong with its remedy.
 
-    Exit code 2 when a job could not use it.
+    With --base-model its tokenizer measures lengths and steps too. Exit code 2 when a job could not
+    use the data.
     """
     import celora
-    from celora.cli.spec_options import given_fields
+    from celora.cli.verdict import print_verdict
+    from celora.cli.watch import error_text
 
-    mapped = given_fields({"columns": columns}).get("columns", {})
-    report = celora.validate(dataset, base_model=base_model, shape=shape, columns=mapped)
+    try:
+        with _progress() as tell:
+            report = celora.validate(dataset, on_progress=tell, **given_fields(options))
+    except SpecError as error:
+        raise in_options(error) from None
     if as_json:
-        print_json(report)
+        print_json(report.record())
     else:
-        print(report)
-    return 0
+        print_verdict(report.verdict, console())
+        if not report.ok:
+            from celora.cli.failures import say_error
+
+            say_error(error_text(report.record() | {"message": report.error}))
+    return 0 if report.ok else 2
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int], None] | None]:
+    """A line on standard error that changes in place, where there is a terminal for it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with console(stderr=True).status("reading") as status:
+        yield lambda what, count: status.update(f"{what}: {count:,}")
