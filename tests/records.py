@@ -153,7 +153,7 @@ def let_lease_run_out(job_id: str) -> None:
         session.execute(
             text(
                 "UPDATE attempts SET lease_until = clock_timestamp() - interval '1 millisecond'"
-                " WHERE job_id = :job_id AND ended_at IS NULL"
+                " WHERE job_id = :job_id AND ended_at IS NULL AND claimed_at IS NOT NULL"
             ),
             {"job_id": job_id},
         )

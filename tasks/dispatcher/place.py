@@ -18,6 +18,7 @@ def pass_once() -> int:
         preparing = placement.place_preprocess(
             session, settings().prepare_in_flight, queue=CPU_QUEUE
         )
+    with transaction() as session:
         placed = placement.place_jobs(
             session,
             stale_seconds=settings().gpu_stale_seconds,
