@@ -8,6 +8,8 @@ tiny base: it shows that the check itself works, and measures nothing.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -116,6 +118,61 @@ def run(devices: list[Device], sizes: Sizes, folder: Path, report: Report, *, cu
         _tell(name, outcome, report)
     _check_methods(outcomes, report, cuda=cuda)
     _compare(outcomes, report)
+    bare = _bare(devices[0], jobs[0][1], cuda=cuda)
+    ours = outcomes["LoRA, again (warm)"].whole_tokens_per_second
+    report.say(
+        "LoRA against a bare TRL script",
+        f"{ours / bare:.2f} ×",
+        f"{ours:,.0f} against {bare:,.0f} tokens/s, first step to last, the same recipe",
+    )
+
+
+def _bare(device: Device, job: Job, *, cuda: bool) -> float:
+    """Tokens per second of the same recipe as TRL's documentation writes it; its second round."""
+    spec = job.spec
+    recipe = {
+        "base": spec.base_model,
+        "data": str(job.folder / "prepared" / "train.arrow"),
+        "output": str(job.folder / "bare"),
+        "lora": {
+            "r": spec.rank,
+            "lora_alpha": spec.alpha,
+            "lora_dropout": spec.dropout,
+            "task_type": "CAUSAL_LM",
+            "target_modules": list(spec.target_modules),
+        },
+        "sft": {
+            "max_steps": spec.max_steps,
+            "per_device_train_batch_size": spec.batch_size,
+            "gradient_accumulation_steps": spec.gradient_accumulation,
+            "learning_rate": spec.resolved_learning_rate,
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": spec.gradient_clip,
+            "seed": spec.seed,
+            "bf16": cuda,
+            "use_cpu": not cuda,
+            "model_init_kwargs": {"dtype": "bfloat16" if cuda else "float32"},
+            "gradient_checkpointing": cuda,  # as a job on this device
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "max_length": None,
+            "logging_steps": spec.max_steps,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        },
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bare_trl"],
+        input=f"{json.dumps(recipe)}\n" * 2,
+        capture_output=True,
+        text=True,
+        env=os.environ | device.environment() | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SetupError(f"the bare script failed: {done.stderr[-1000:]}")
+    last = json.loads(done.stdout.splitlines()[-1])
+    return float(last["tokens"] / last["seconds"])
 
 
 def _jobs(sizes: Sizes, folder: Path) -> Iterator[tuple[str, Job]]:
@@ -171,8 +228,6 @@ def _check_pinning(device: Device, report: Report) -> None:
 
 
 def _library_paths() -> dict[str, str]:
-    import os
-
     names = ("LD_LIBRARY_PATH", "HOME", "VIRTUAL_ENV")
     return {name: os.environ[name] for name in names if name in os.environ}
 

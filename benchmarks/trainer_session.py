@@ -92,6 +92,12 @@ class Outcome:
         return statistics.median(self.metrics["tokens_per_second"][skip:])
 
     @property
+    def whole_tokens_per_second(self) -> float:
+        """Over the run, from the first step's beginning to the last one's end."""
+        seconds = self.last_step_ended - self.first_step_began
+        return float(self.result["trained_tokens"]) / seconds
+
+    @property
     def losses(self) -> list[float]:
         return self.metrics["train_loss"]
 
