@@ -24,7 +24,7 @@ _LOOK_EVERY = 32  # records between looks at the clock
 _EVALUATION_SPLITS = ("validation", "valid", "dev", "eval", "test")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
     """A row that stays, where it came from, and its side."""
 
@@ -67,7 +67,8 @@ class Rows:
             if self.held_out is None:
                 fraction = self._spec.validation_fraction
                 for kept, held_out in split(self._distinct(self.train, seen, Side.TRAIN), fraction):
-                    yield Kept(kept.row, kept.line, kept.file, held_out)
+                    kept.held_out = held_out
+                    yield kept
                 return
             # First, so that a training row that equals an evaluation row is known when it comes.
             self._problems.part = "evaluation data"

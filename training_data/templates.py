@@ -9,7 +9,7 @@ from training_data.formats.rows import Plain
 INSTRUCTION_LAYOUT = "### Instruction / ### Input / ### Response"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rendered:
     """A row as text. Spans are (start, end) in characters, in order and apart from each other."""
 
@@ -29,12 +29,9 @@ def instruction_prompt(instruction: str, given: str, system: str = "") -> str:
     Alpaca's opening sentence is left out: it costs tokens in every row and says nothing about
     the task. Who wants one puts it into a `system` column.
     """
-    parts = [system] if system.strip() else []
-    parts.append(f"### Instruction:\n{instruction}")
-    if given.strip():
-        parts.append(f"### Input:\n{given}")
-    parts.append("### Response:\n")
-    return "\n\n".join(parts)
+    opening = f"{system}\n\n" if system.strip() else ""
+    middle = f"### Input:\n{given}\n\n" if given.strip() else ""
+    return f"{opening}### Instruction:\n{instruction}\n\n{middle}### Response:\n"
 
 
 def render_plain(row: Plain) -> Rendered:

@@ -148,46 +148,56 @@ class Tokeniser:
                 yield row
 
     def _row(self, kept: Kept, rendered: Rendered, encoding: Any) -> TokenRow | None:
-        """Labels, end and truncation of one row; None for one that is dropped, which is counted."""
+        """One row with labels, end and limit; None for one that is dropped, which is counted."""
         opening = _NOTHING if rendered.whole else self._opening
-        shift = len(opening)
         ids = array("i", encoding.ids)
         if opening:
             ids[:0] = opening
-        loss = [
-            (first + shift, last + shift)
-            for first, last in (_range(encoding, span, rendered.text) for span in rendered.spans)
-            if first < last
-        ]
-        if not rendered.closed and (not ids or ids[-1] != self._tokenizer.eos_id):
-            ids.append(self._tokenizer.eos_id)
-            if rendered.spans and rendered.spans[-1][1] >= len(rendered.text):
-                # The answer's end is part of the answer: a model must learn to stop.
-                start = loss.pop()[0] if loss and loss[-1][1] == len(ids) - 1 else len(ids) - 1
-                loss.append((start, len(ids)))
-        if self._spec.loss_on == "all":
-            loss = [(0, len(ids))]
-        if not loss:
-            self.dropped["no_answer_to_learn"] += 1
-            return None
+        loss = self._loss(ids, rendered, encoding, len(opening))
         length = len(ids)
-        if length > self._limit:
-            if self._spec.over_long == "drop":
-                self.dropped["over_long"] += 1
-                return None
-            del ids[self._limit :]
-            loss = [(start, min(end, self._limit)) for start, end in loss if start < self._limit]
-        # Nothing predicts the first token, so a label there alone teaches nothing.
-        if not any(end > max(start, 1) for start, end in loss):
-            self.dropped["answer_cut_off"] += 1
+        reason = self._fit(ids, loss)
+        if reason is not None:
+            self.dropped[reason] += 1
             return None
         self.truncated += length > self._limit
         row = TokenRow(ids, loss, kept.held_out, length)
         if kept.held_out:
             start, end = rendered.answer
             row.prompt, row.answer = rendered.text[:start], rendered.text[start:end]
-            row.prompt_tokens = min(_token_at(encoding, start, rendered.text) + shift, len(ids))
+            first = _token_at(encoding, start, rendered.text) + len(opening)
+            row.prompt_tokens = min(first, len(ids))
         return row
+
+    def _loss(
+        self, ids: array[int], rendered: Rendered, encoding: Any, shift: int
+    ) -> list[tuple[int, int]]:
+        """Close the row with EOS where it is open; the ranges of tokens that carry loss."""
+        loss = []
+        for span in rendered.spans:
+            first, last = _range(encoding, span, rendered.text)
+            if first < last:
+                loss.append((first + shift, last + shift))
+        if not rendered.closed and (not ids or ids[-1] != self._tokenizer.eos_id):
+            ids.append(self._tokenizer.eos_id)
+            if rendered.spans and rendered.spans[-1][1] >= len(rendered.text):
+                # The answer's end is part of the answer: a model must learn to stop.
+                start = loss.pop()[0] if loss and loss[-1][1] == len(ids) - 1 else len(ids) - 1
+                loss.append((start, len(ids)))
+        return [(0, len(ids))] if self._spec.loss_on == "all" else loss
+
+    def _fit(self, ids: array[int], loss: list[tuple[int, int]]) -> str | None:
+        """Bring a row to the limit, in place; why it cannot stay, or None."""
+        if not loss:
+            return "no_answer_to_learn"
+        if len(ids) > self._limit:
+            if self._spec.over_long == "drop":
+                return "over_long"
+            del ids[self._limit :]
+            loss[:] = [(start, min(end, len(ids))) for start, end in loss if start < len(ids)]
+        # Nothing predicts the first token, so a label there alone teaches nothing.
+        if not loss or loss[-1][1] <= max(loss[-1][0], 1):
+            return "answer_cut_off"
+        return None
 
 
 def _range(encoding: Any, span: tuple[int, int], text: str) -> tuple[int, int]:
