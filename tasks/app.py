@@ -34,7 +34,7 @@ app.conf.update(
     # and quorum queues add nothing where the row is the truth. Queues of GPUs are made when a
     # worker consumes from one or a ticket is sent to one.
     task_default_queue=DEFAULT_QUEUE,
-    task_queues=(Queue(CPU_QUEUE), Queue(DEFAULT_QUEUE)),
+    task_queues=tuple(Queue(name, routing_key=name) for name in (CPU_QUEUE, DEFAULT_QUEUE)),
     task_create_missing_queues=True,
     task_routes={SUBMIT: {"queue": CPU_QUEUE}, PREPROCESS: {"queue": CPU_QUEUE}},
     # JSON alone, in every direction: a pickle would run its sender's code.

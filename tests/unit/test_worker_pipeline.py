@@ -49,6 +49,7 @@ def test_queues_are_declared_without_arguments() -> None:
         assert queue.queue_arguments is None
         assert queue.durable
         assert not queue.auto_delete
+        assert queue.routing_key == name  # else a message would reach two queues
 
 
 def test_a_folder_broker_is_private(tmp_path: Path) -> None:
