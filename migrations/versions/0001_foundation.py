@@ -68,7 +68,7 @@ def _tenants() -> None:
         sa.Column("usage_gpu_seconds", sa.Double(), server_default="0", nullable=False),
         _created("usage_at"),
         _created("created_at"),
-        sa.CheckConstraint("weight > 0", name="ck_tenants_weight_positive"),
+        sa.CheckConstraint("weight > 0", name=op.f("ck_tenants_weight_positive")),
         sa.PrimaryKeyConstraint("id", name="pk_tenants"),
         sa.UniqueConstraint("name", name="uq_tenants_name"),
     )
@@ -116,15 +116,16 @@ def _jobs() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True)),
         sa.Column("finished_at", sa.DateTime(timezone=True)),
         sa.CheckConstraint(
-            "stage IN ('preprocess', 'train', 'evaluate')", name="ck_jobs_stage_known"
+            "stage IN ('preprocess', 'train', 'evaluate')", name=op.f("ck_jobs_stage_known")
         ),
         sa.CheckConstraint(
             "state IN ('pending', 'queued', 'running', 'paused',"
             " 'completed', 'failed', 'cancelled')",
-            name="ck_jobs_state_known",
+            name=op.f("ck_jobs_state_known"),
         ),
         sa.CheckConstraint(
-            "stop_requested IN ('cancel', 'pause', 'preempt', 'drain')", name="ck_jobs_stop_known"
+            "stop_requested IN ('cancel', 'pause', 'preempt', 'drain')",
+            name=op.f("ck_jobs_stop_known"),
         ),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_jobs_tenant_id"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
@@ -180,9 +181,9 @@ def _gpus() -> None:
             "versions", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False
         ),
         _created("first_seen_at"),
-        sa.CheckConstraint("kind IN ('cuda', 'cpu')", name="ck_gpus_kind_known"),
+        sa.CheckConstraint("kind IN ('cuda', 'cpu')", name=op.f("ck_gpus_kind_known")),
         sa.CheckConstraint(
-            "reported IN ('idle', 'busy', 'unknown', 'held')", name="ck_gpus_reported_known"
+            "reported IN ('idle', 'busy', 'unknown', 'held')", name=op.f("ck_gpus_reported_known")
         ),
         sa.PrimaryKeyConstraint("id", name="pk_gpus"),
         sa.UniqueConstraint("host", "index", name="uq_gpus_host_index"),
