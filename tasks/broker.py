@@ -22,6 +22,9 @@ def broker_settings(url: str) -> dict[str, Any]:
         "broker_url": url,
         "broker_transport_options": {
             "confirm_publish": True,  # else a message that the broker refuses is lost unnoticed
+            # Seconds that a silent broker may hold up a publish, and what opens a channel for it.
+            "read_timeout": 5,
+            "write_timeout": 5,
         },
         # The server's own 60 s caps it. Only the main process's connection sends heartbeats; a
         # broker that is silent for two of them is connected to anew.
@@ -30,6 +33,12 @@ def broker_settings(url: str) -> dict[str, Any]:
         # Only `celora.submit` has a result.
         "result_backend": "rpc://",
     }
+
+
+# For a worker's main process, which consumes and sends Flower's events. It would wait for a
+# confirmation in its event loop: a silent broker would stop that for ever, and with it the pool
+# (tried: a child could not even hand back its result). Lost events harm nobody.
+MAIN_PROCESS_OPTIONS = {"confirm_publish": False, "read_timeout": 30, "write_timeout": 30}
 
 
 def _in_folder(folder: Path) -> dict[str, Any]:

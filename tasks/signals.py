@@ -21,6 +21,7 @@ from models.settings import settings
 from models.states import Stage
 from tasks import children
 from tasks.app import app
+from tasks.broker import MAIN_PROCESS_OPTIONS
 from tasks.mainprocess import MainProcess
 from tasks.names import EVALUATE, PREPROCESS, TRAIN, gpu_queue
 
@@ -29,12 +30,20 @@ _log = logging.getLogger(__name__)
 _STAGES = {PREPROCESS: Stage.PREPROCESS, TRAIN: Stage.TRAIN, EVALUATE: Stage.EVALUATE}
 
 _main: MainProcess | None = None
+_transport_options = dict(app.conf.broker_transport_options)
+
+
+def use_transport_options(changed: dict[str, Any]) -> None:
+    """What this process does otherwise than the application's settings say; RabbitMQ only."""
+    if "confirm_publish" in _transport_options:
+        app.conf.broker_transport_options = _transport_options | changed
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def start_main_process(sender: Any, **_: object) -> None:
     """Before the pool is made. Leaves the process when another worker serves the device."""
     global _main  # noqa: PLW0603 (one per process is what it means)
+    use_transport_options(MAIN_PROCESS_OPTIONS)
     device = own_device()
     _main = MainProcess(str(sender.hostname), device)
     _main.take_device()
@@ -96,6 +105,7 @@ def start_child(**_: object) -> None:
     if _main is None:
         return
     forget_connections()
+    use_transport_options({})
     main = _main
     if main.device is None:
         session: WorkerSession = WorkerSession(main.worker)

@@ -75,9 +75,12 @@ def steps_once(job_id: str, total: int) -> None:
     assert [point.step for point in points] == list(range(1, total + 1))
 
 
-@pytest.mark.parametrize("fault", ["cut", "go_silent"])
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [("cut", 2), ("go_silent", 2), pytest.param("go_silent", 30, marks=pytest.mark.slow)],
+)
 def test_a_broker_that_is_away_changes_nothing_for_a_job_that_runs(
-    pool: Stack, broker_line: TcpProxy, fault: str
+    pool: Stack, broker_line: TcpProxy, fault: str, seconds: int
 ) -> None:
     job_id = submit("steps=150&step_seconds=0.02&checkpoint_every=50")
     at_step(pool, job_id, 5)
@@ -85,7 +88,7 @@ def test_a_broker_that_is_away_changes_nothing_for_a_job_that_runs(
     getattr(broker_line, fault)()
     # Training ends while the broker is away; its tail cannot be sent.
     pool.wait_until("it has trained", lambda: job(job_id).stage == "evaluate", seconds=30)
-    time.sleep(2)
+    time.sleep(seconds)
     assert job(job_id).state == "running"
     assert outcomes(job_id) == [None]
     broker_line.restore()
