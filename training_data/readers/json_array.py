@@ -36,12 +36,15 @@ class _Window:
         """Twice the text that is left, or False at the end of the file. May raise UnicodeError."""
         if self.ended:
             return False
-        self.text = self.text[self.position :]
+        data = self._stream.read(max(1 << 16, len(self.text) - self.position))
+        decoded = self._decoder.decode(data, final=not data)
+        if not data:
+            # The text stays as it is: an error found in it tells its place by this position.
+            self.ended = True
+            return False
+        self.text = self.text[self.position :] + decoded
         self.position = 0
-        data = self._stream.read(max(1 << 16, len(self.text)))
-        self.ended = not data
-        self.text += self._decoder.decode(data, final=self.ended)
-        return not self.ended
+        return True
 
     def move(self, position: int) -> None:
         self.line += self.text.count("\n", self.position, position)
