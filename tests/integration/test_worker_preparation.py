@@ -1,0 +1,163 @@
+"""One preprocessing attempt in this process: real rows, a real tokenizer, a real database."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_worker import prepared_data
+from gpu_worker.session import WorkerSession
+from models import store
+from models.queries import jobs
+from models.session import transaction
+from models.states import Outcome, StopReason
+from tasks.preparation import prepare_job
+from tests import records
+from tests.environment import variables
+
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from gpu_worker.trainer.tiny_base import random_base
+
+    return random_base(tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture
+def worker(database: str, tmp_path: Path) -> Iterator[WorkerSession]:  # noqa: ARG001 (it has to be there)
+    with variables(
+        CELORA_HOME=str(tmp_path / "home"),
+        CELORA_CONTROL_SECONDS="0.1",
+        CELORA_CANCEL_GRACE_SECONDS="2",
+    ):
+        records.clear()
+        yield WorkerSession("cpu@host")
+        until(lambda: not any(one.name.startswith("lease") for one in threading.enumerate()))
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(path: Path, count: int = ROWS) -> Path:
+    lines = (json.dumps({"prompt": f"say {n}", "completion": f"number {n}"}) for n in range(count))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def placed(**fields: Any) -> tuple[str, int]:
+    job_id = records.submit(**fields)
+    assert records.place_preparation() == 1
+    return job_id, records.job(job_id).fence
+
+
+def test_data_is_prepared_sealed_and_found_again(
+    worker: WorkerSession, base: Path, tmp_path: Path
+) -> None:
+    data = rows(tmp_path / "rows.jsonl")
+    found = []
+    for _ in range(2):
+        job_id, fence = placed(base_model=str(base), dataset=str(data), max_sequence_length=64)
+        assert prepare_job(worker, job_id, fence)
+        done = records.job(job_id)
+        assert (done.state, done.stage) == ("queued", "train")
+        assert done.prepared_url is not None
+        assert done.data_digest is not None
+        assert done.base_revision is not None
+        assert done.base_revision.startswith("sha256:")
+        assert done.verdict is not None
+        assert done.verdict["rows_train"] + done.verdict["rows_eval"] == ROWS
+        folder = store.local_path(done.prepared_url)
+        prepared_data.verify(folder, done.data_digest)
+        found.append((done.prepared_url, (folder / "train.arrow").stat().st_mtime_ns))
+        assert not (store.work_folder(job_id, fence) / "prepare").exists()
+    assert found[0] == found[1]  # the second job used what the first had made
+
+
+def test_other_bytes_are_prepared_anew(worker: WorkerSession, base: Path, tmp_path: Path) -> None:
+    urls = set()
+    for count in (ROWS, ROWS + 1):
+        data = rows(tmp_path / "rows.jsonl", count)
+        job_id, fence = placed(base_model=str(base), dataset=str(data), max_sequence_length=64)
+        assert prepare_job(worker, job_id, fence)
+        urls.add(records.job(job_id).prepared_url)
+    assert len(urls) == 2
+
+
+def test_bad_rows_fail_the_job_with_their_lines(
+    worker: WorkerSession, base: Path, tmp_path: Path
+) -> None:
+    data = rows(tmp_path / "rows.jsonl")
+    data.write_text(data.read_text() + '\n{"prompt": "torn')
+    job_id, fence = placed(base_model=str(base), dataset=str(data))
+    assert not prepare_job(worker, job_id, fence)
+    failed = records.job(job_id)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "invalid_data"
+    assert failed.error["problems"][0]["line"] == ROWS + 1
+    assert failed.gpu_seconds == 0
+
+
+def test_a_base_that_is_not_there_fails_the_job(worker: WorkerSession, tmp_path: Path) -> None:
+    job_id, fence = placed(base_model=str(tmp_path / "none"), dataset="x.jsonl")
+    assert not prepare_job(worker, job_id, fence)
+    failed = records.job(job_id)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "invalid_base_model"
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"), [(StopReason.CANCEL, "cancelled"), (StopReason.PAUSE, "paused")]
+)
+def test_a_stop_ends_it_soon_and_leaves_nothing(
+    worker: WorkerSession, base: Path, tmp_path: Path, reason: StopReason, state: str
+) -> None:
+    data = rows(tmp_path / "rows.jsonl", 300_000)
+    job_id, fence = placed(base_model=str(base), dataset=str(data))
+    took: list[float] = []
+
+    def stop() -> None:
+        until(lambda: records.job(job_id).activity is not None)
+        time.sleep(0.5)
+        with transaction() as session:
+            jobs.request_stop(session, job_id, reason)
+        took.append(time.monotonic())
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert not prepare_job(worker, job_id, fence)
+    thread.join()
+    assert time.monotonic() - took[0] < 3
+    assert records.state(job_id) == state
+    until(lambda: not (store.work_folder(job_id, fence) / "prepare").exists())
+    assert not store.local_path(store.prepared_url("x")).parent.exists()
+
+
+def test_a_lost_lease_writes_nothing(worker: WorkerSession, base: Path, tmp_path: Path) -> None:
+    data = rows(tmp_path / "rows.jsonl", 300_000)
+    job_id, fence = placed(base_model=str(base), dataset=str(data))
+
+    def lose() -> None:
+        until(lambda: records.job(job_id).activity is not None)
+        records.end(job_id, fence, Outcome.LOST)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    assert not prepare_job(worker, job_id, fence)
+    thread.join()
+    again = records.job(job_id)
+    assert (again.state, again.prepared_url) == ("pending", None)
+    until(lambda: not (store.work_folder(job_id, fence) / "prepare").exists())
