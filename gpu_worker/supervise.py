@@ -272,8 +272,10 @@ class _StageRun:
                 recorder.activity(said.what + count)
             case CheckpointSaved():
                 self.end.keeper.add(said)
+                recorder.activity("training")
             case Started():
                 recorder.started(said.start_step, said.total_steps)
+                recorder.activity("training")
             case BaseChecked():
                 self._base_checked(trainer, said)
 

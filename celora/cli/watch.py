@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -147,7 +148,9 @@ class _PlainView:
             self._told_event = event.id
         job, now = self.progress.job, time.monotonic()
         trained = job.total_steps is not None and job.step == job.total_steps
-        worth = (job.activity, self.progress.trouble, trained)
+        # Counts change all the time; what is being counted does not.
+        doing = re.sub(r"[\d.,]+", "", job.activity or "")
+        worth = (doing, self.progress.trouble, trained)
         due = now - self._told_at > _PLAIN_SECONDS and job.state is JobState.RUNNING
         if not job.finished and (worth != self._told or due):
             print(plain_line(self.progress), flush=True)
