@@ -182,8 +182,8 @@ def prepared_data(
 def make_run(
     base: Path, prepared: Path, output: Path, *, job_id: str = "ftjob-test", **fields: Any
 ) -> Run:
-    """A train command; keyword arguments are fields of the JobSpec, or of Run where it has them."""
-    of_run = {k: fields.pop(k) for k in list(fields) if k in Run.model_fields}
+    """A train command; keyword arguments are fields of the JobSpec, or else of Run."""
+    of_run = {k: fields.pop(k) for k in list(fields) if k not in JobSpec.model_fields}
     defaults = {
         "base_model": "tiny/base",
         "dataset": "test.jsonl",

@@ -27,10 +27,12 @@ _NOT_ADAPTED = frozenset({"gate", "router", "shared_expert_gate", "score", "clas
 
 def lora_config(spec: JobSpec, model: Any) -> LoraConfig:
     """The adapter that `spec` asks for. Raises SpecError for layers that `model` has not."""
+    # Whole numbers as such: other tools that read the configuration expect them.
+    alpha = int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
-        lora_alpha=int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,  # type: ignore[arg-type] # PEFT divides it, a fraction will do
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it: a fraction will do
         lora_dropout=spec.dropout,
         use_rslora=spec.use_rslora,
         bias="none",

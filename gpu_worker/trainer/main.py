@@ -7,8 +7,9 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from gpu_worker.trainer import base_model, sft
 from gpu_worker.trainer.base_model import Base, BaseKey
 from gpu_worker.trainer.callbacks import Progress
 from gpu_worker.trainer.channel import Channel, StopRequested
+from gpu_worker.trainer.checkpoint import open_checkpoint
 from gpu_worker.trainer.failures import failed
 from gpu_worker.trainer.paged import PagedMemory
 from gpu_worker.trainer.precision import Device, Precision, precision_for
 from gpu_worker.trainer.versions import device_name, versions
+from models.errors import CeloraError
 from models.spec import JobSpec, parse_spec
 
 
@@ -82,7 +85,8 @@ class Process:
             self.spent = True
         except StopRequested as stop:
             self._release()
-            self._channel.send(StoppedMessage(reason=stop.reason, step=self._step or 0))
+            step = _saved_step(command) if self._step is None else self._step
+            self._channel.send(StoppedMessage(reason=stop.reason, step=step))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the supervisor must know
             self._fail(error)
         if not self._channel.waiting:
@@ -252,6 +256,15 @@ class Process:
         _free()
         self.spent = self.spent or self._full
         self._channel.send(message)
+
+
+def _saved_step(command: Run) -> int:
+    """How far the job is when it is stopped before it could go on."""
+    if command.resume_from is None:
+        return 0
+    with suppress(CeloraError):
+        return open_checkpoint(Path(command.resume_from)).step
+    return 0
 
 
 @contextmanager
