@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from celora.record import Record
 
+_SHOWN_CHARACTERS = 300
+
 
 def job(job: JobId, as_json: AsJson = False) -> None:
     """Show all about one job; --json holds the whole spec, every attempt, metric and event."""
@@ -49,10 +51,18 @@ def _print(record: Record, to: Console) -> None:
         to.print("\n[b]evaluation[/b]")
         to.print(evaluation_table(record))
     for sample in record.samples[:3]:
-        to.print(f"\nprompt   {sample.prompt}", markup=False)
-        to.print(f"expected {sample.expected}", markup=False)
-        to.print(f"base     {sample.base_answer}", markup=False, style="dim")
-        to.print(f"tuned    {sample.tuned_answer}", markup=False)
+        to.print()
+        to.print(
+            facts(
+                (name, _short(text))
+                for name, text in (
+                    ("prompt", sample.prompt),
+                    ("expected", sample.expected),
+                    ("base", sample.base_answer),
+                    ("tuned", sample.tuned_answer),
+                )
+            )
+        )
     to.print("\n[b]events[/b]")
     for event in record.events[-20:]:
         to.print(f"{event.created_at.astimezone():%F %T}  {event.message}", markup=False)
@@ -105,3 +115,9 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         )
     found += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
     return found
+
+
+def _short(text: str | None) -> str:
+    """The beginning: all of it is in --json."""
+    text = (text or "").strip()
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

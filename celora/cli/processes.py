@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from models.errors import SetupError
+from models.errors import InputError, SetupError
 
 _DEVICES_HELP = "`all` (CUDA devices), `cuda:0,cuda:2`, or `cpu:2` (slots of this machine's cores)"
 
@@ -121,6 +121,12 @@ def flower(
 
     user = os.environ.get("CELORA_FLOWER_USER") or "celora"
     password = os.environ.get("CELORA_FLOWER_PASSWORD")
+    if "," in f"{user}{password}" or ":" in user:
+        raise InputError(
+            "Flower takes no comma in user or password, and no colon in the user",
+            where="CELORA_FLOWER_USER, CELORA_FLOWER_PASSWORD",
+            remedy="choose others",
+        )
     if not password:
         password = secrets.token_urlsafe(12)
         print(f"http://{address}:{port}/  user {user}  password {password}", flush=True)

@@ -32,7 +32,11 @@ def watch(job: JobId) -> int:
 def watch_job(job_id: str) -> int:
     from celora.client import get
 
-    ended = show(get(job_id))
+    try:
+        ended = show(get(job_id))
+    except KeyboardInterrupt:
+        print(f"{job_id} goes on; `celora cancel {job_id}` stops it")
+        raise
     conclude(ended)
     return exit_code(ended)
 
