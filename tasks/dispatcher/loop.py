@@ -40,9 +40,10 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
     `publish` sends one ticket; the default sends it to the broker of the settings.
     """
     tickets = threading.Event()
+    publisher = relay.Publisher()  # connects when the first ticket is sent
     sender = threading.Thread(
         target=relay.run,
-        args=(stop, tickets, publish or relay.Publisher()),
+        args=(stop, tickets, publish or publisher),
         name="relay",
         daemon=True,  # it may sit in a publish when the process is to leave: tickets are kept
     )
@@ -58,6 +59,8 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
             stop.wait(outage.failed(error))
     tickets.set()
     sender.join(relay.CONFIRM_SECONDS)
+    if not sender.is_alive():
+        publisher.close()
     log.info("stopped")
 
 

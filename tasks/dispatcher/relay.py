@@ -112,14 +112,14 @@ class Publisher:
         )
 
     def close(self) -> None:
+        """Drop the connection without the good-bye, whose answer may never come."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        try:
-            # Not release(): it says good-bye and waits for the answer of a broker that is gone.
-            connection.collapse()
-        except Exception as error:
-            log.debug("closing a broken connection", exc_info=error)
+        transport = connection._connection  # noqa: SLF001 (kombu has no way to close abruptly)
+        if hasattr(transport, "collect"):  # RabbitMQ's; a folder's has no socket
+            transport.collect()
+        connection.release()
 
 
 def _connect() -> Any:
@@ -134,5 +134,9 @@ def _connect() -> Any:
             "max_retries": 0,  # kombu's own reconnecting would go on for ever, inside the publish
         },
     )
-    connection.connect()
+    try:
+        connection.connect()
+    except Exception:
+        connection.release()
+        raise
     return connection
