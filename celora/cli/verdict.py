@@ -19,28 +19,33 @@ def print_verdict(verdict: dict[str, Any], to: Console) -> None:
 
 
 def _lines(verdict: dict[str, Any]) -> list[tuple[str, str]]:
-    known: dict[str, Any] = defaultdict(lambda: "–", verdict)
+    known: dict[str, str] = defaultdict(
+        lambda: "–",
+        {name: f"{n:,}" for name, n in verdict.items() if isinstance(n, int)},
+    )
     columns = ", ".join(
         f"{role} ← {name}" for role, name in _entries(verdict, "columns") if role != name
     )
-    lines = [("shape", f"{known['shape'] or 'not found'}{f' ({columns})' if columns else ''}")]
+    lines = [
+        ("shape", f"{verdict.get('shape') or 'not found'}{f' ({columns})' if columns else ''}")
+    ]
     if "rows_train" in verdict:
-        rows = f"{known['rows_train']:,} to train on, {known['rows_eval']:,} held out"
+        rows = f"{known['rows_train']} to train on, {known['rows_eval']} held out"
         lines.append(("rows", rows))
     elif "rows_read" in verdict:
-        lines.append(("rows", f"{known['rows_read']:,} read"))
+        lines.append(("rows", f"{known['rows_read']} read"))
     dropped = ", ".join(f"{count:,} {why}" for why, count in _entries(verdict, "dropped"))
     if dropped:
         lines.append(("dropped", dropped))
     if verdict.get("truncated"):
-        lines.append(("cut off", f"{known['truncated']:,} rows"))
+        lines.append(("cut off", f"{known['truncated']} rows"))
     lengths = ", ".join(f"{name} {count:,}" for name, count in _entries(verdict, "lengths"))
     if lengths:
         lines.append(("tokens a row", lengths))
     if "total_steps" in verdict:
         packed = ", packed" if verdict.get("packed") else ""
         lines.append(
-            ("steps", f"{known['total_steps']:,} of {known['tokens_per_step']} tokens{packed}")
+            ("steps", f"{known['total_steps']} of {known['tokens_per_step']} tokens{packed}")
         )
     if isinstance(verdict.get("masked_share"), (int, float)):
         lines.append(("without loss", f"{verdict['masked_share']:.0%} of the tokens"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +14,7 @@ from gpu_worker import tether
 from models.errors import SetupError
 
 _MAKER = "gpu_worker.trainer.tiny_base"
+_RECIPE = (_MAKER, "gpu_worker.trainer.pretraining", "gpu_worker.smart_home")
 
 
 def make_base(home: Path, scene: Scene) -> Path:
@@ -26,18 +25,15 @@ def make_base(home: Path, scene: Scene) -> Path:
         return base
     if find_spec("torch") is None:
         raise SetupError("torch is not installed", remedy="pip install 'celora[train]'")
-    staging = base.with_name(base.name + ".new")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.parent.mkdir(parents=True, exist_ok=True)
+    base.parent.mkdir(parents=True, exist_ok=True)
     log = home / "logs" / "tiny-base.log"
     with log.open("w") as errors, scene.progress("pre-training") as tell:
         process = subprocess.Popen(
-            tether.command(_MAKER, "--out", str(staging)),
+            tether.command(_MAKER, "--out", str(base)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         try:
             _follow(process, tell)
@@ -46,27 +42,23 @@ def make_base(home: Path, scene: Scene) -> Path:
             code = process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-    if code != 0 or not (staging / "config.json").is_file():
+    if code != 0:
         raise SetupError(
             f"making the base model ended with {code}: {log.read_text()[-500:].strip()}",
             where=str(log),
             remedy="read that log; `celora doctor` checks this machine",
         )
-    staging.rename(base)
     scene.say(f"made {base}")
     return base
 
 
 def _recipe() -> str:
     """A digest of what the base is made by: another version of it makes another folder."""
-    spec = find_spec(_MAKER)
-    sources = [spec.origin] if spec is not None and spec.origin else []
-    task = find_spec("gpu_worker.smart_home")
-    if task is not None and task.origin:
-        sources.append(task.origin)
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(Path(source).read_bytes())
+    for module in _RECIPE:
+        spec = find_spec(module)
+        if spec is not None and spec.origin is not None:
+            digest.update(Path(spec.origin).read_bytes())
     return digest.hexdigest()[:12]
 
 
