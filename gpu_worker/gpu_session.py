@@ -18,13 +18,14 @@ from importlib import metadata
 
 from sqlalchemy.orm import Session
 
-from gpu_worker import locks, processes
+from gpu_worker import locks, processes, trackers
 from gpu_worker.devices import Device, boot_id
 from gpu_worker.held import foreign_use
 from gpu_worker.session import WorkerSession
+from gpu_worker.trackers import Trackers
 from gpu_worker.trainer_process import TrainerProcess
 from models.errors import CeloraError, SetupError, UnavailableError
-from models.queries import attempts, gpus
+from models.queries import attempts, gpus, history
 from models.queries.attempts import Claim
 from models.session import transaction
 from models.settings import settings
@@ -72,6 +73,7 @@ class GpuSession(WorkerSession):
         self._registered = threading.Event()
         self._leaving = threading.Event()
         self._trainer_lock = threading.RLock()
+        self._tracked: tuple[int, Trackers] | None = None  # attempt and its trackers
         self._doubt: str | None = None  # why the device is not known to be free
         self._idle_since = time.monotonic()
         self._beat = threading.Condition()
@@ -93,6 +95,8 @@ class GpuSession(WorkerSession):
     def claim(self, job_id: str, fence: int, stage: Stage) -> Claim | None:
         if not self._registered.wait(_READY_SECONDS):
             return None  # the device is not ours yet; the ticket is sent again
+        if self._written is not None and self._written.report.reported == "held":
+            return None  # the dispatcher takes the placement back as soon as it reads that
         claim = super().claim(job_id, fence, stage)
         self.beat()
         return claim
@@ -116,6 +120,14 @@ class GpuSession(WorkerSession):
         """Say that the device is free, in the transaction that ends the attempt."""
         free = self._report(attempt_ends=True)
         self._write(session, free)
+
+    def trackers_for(self, claim: Claim) -> Trackers:
+        """The attempt's trackers: one run there for all its stages."""
+        if self._tracked is None or self._tracked[0] != claim.attempt_id:
+            opened = Trackers(lambda what: _warn_of_tracker(claim.job_id, what))
+            opened.start(claim.spec, claim.job_id)
+            self._tracked = (claim.attempt_id, opened)
+        return self._tracked[1]
 
     # The trainer
 
@@ -159,6 +171,8 @@ class GpuSession(WorkerSession):
         self.beat()
         if self._thread is not None:
             self._thread.join(_LEAVE_SECONDS)  # a heartbeat after `mark_gone` would take it back
+        if in_order:
+            trackers.wait(_LEAVE_SECONDS)
         try:
             self.end_trainer(gently=in_order and self.lease is None)
             if in_order and self.gpu_id is not None:
@@ -303,6 +317,14 @@ class GpuSession(WorkerSession):
                 self.end_trainer(gently=True)
             except TrainerStuckError as error:
                 _log.error("%s", error)
+
+
+def _warn_of_tracker(job_id: str, what: str) -> None:
+    try:
+        with transaction() as session:
+            history.add_event(session, job_id, "tracker", what, level="warn")
+    except UnavailableError as error:
+        _log.warning("job %s: %s (%s)", job_id, what, error.what)
 
 
 def _versions() -> dict[str, str]:

@@ -42,12 +42,14 @@ class StageEnd:
 
     def __init__(self, session: GpuSession, claim: Claim, lease: Lease, inbox: Inbox) -> None:
         self.session, self.claim, self.lease, self.inbox = session, claim, lease, inbox
+        self.trackers = session.trackers_for(claim)
         self.keeper = CheckpointKeeper(claim.job_id, claim.fence, lease)
         self.recorder = Recorder(
             claim.job_id,
             claim.fence,
             claim.stage,
             on_stale=lambda: inbox.put(LeaseLost("another ended the attempt")),
+            feed=self.trackers.log,
         )
 
     def trained(self, trained: Trained) -> bool:
@@ -169,6 +171,7 @@ class StageEnd:
     def abandon(self) -> None:
         """The lease is lost: end the threads, write nothing."""
         self.recorder.abandon()
+        self.trackers.finish(outcome=Outcome.LOST)
         self.session.release()
 
     def keep_checkpoints(self) -> None:
@@ -227,6 +230,7 @@ class StageEnd:
             )
 
         self.lease.insist(end)
+        self.trackers.finish(result, outcome)
         self.session.release()
         if outcome in _FOR_GOOD and not store.is_local(settings().artifacts_url):
             _remove_later(store.work_folder(self.claim.job_id, self.claim.fence))
