@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gpu_worker import trackers
 from gpu_worker.devices import Device
 from gpu_worker.gpu_session import GpuSession
 from gpu_worker.lease import now
@@ -184,6 +185,15 @@ def test_the_bases_evaluation_is_made_once(worker: Callable[[], GpuSession]) -> 
         assert result is not None
         cached.append(result["evaluation"]["base_cached"])
     assert cached == [False, True]
+
+
+def test_a_jobs_tracker_is_fed(home: Path, worker: Callable[[], GpuSession]) -> None:
+    session = worker()
+    job = placed("steps=3", track=("tensorboard",))
+    assert run_stage(session, job.job_id, job.fence, Stage.TRAIN)
+    assert run_stage(session, job.job_id, job.fence, Stage.EVALUATE)
+    assert trackers.wait(20)
+    assert list((home / "home").glob(f"**/{job.job_id}/**/events.out.tfevents.*"))
 
 
 def test_a_stage_runs_once_however_many_tickets_come(worker: Callable[[], GpuSession]) -> None:
