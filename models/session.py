@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 
 from pydantic_core import to_json
 from sqlalchemy import Engine, create_engine
@@ -48,7 +49,11 @@ def engine_for(url: str) -> Engine:
 
 def engine() -> Engine:
     """The process's engine. Call only after a fork: a connection must not be shared."""
-    return engine_for(settings().resolved_database_url)
+    with _one_at_a_time:  # else two threads that come first make an engine each, and one is lost
+        return engine_for(settings().resolved_database_url)
+
+
+_one_at_a_time = Lock()
 
 
 def forget_connections() -> None:

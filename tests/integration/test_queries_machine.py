@@ -395,7 +395,7 @@ def test_the_pool_keeps_its_promises() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("database")
 def test_the_pool_keeps_its_promises_for_long() -> None:
-    play(runs=200, steps=80, derandomize=False)
+    play(runs=80, steps=80, derandomize=False)
 
 
 def play(*, runs: int, steps: int, derandomize: bool) -> None:
