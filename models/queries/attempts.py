@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError, StateError
-from models.queries.fence import hold_job, lock_job, require_fence, stale
+from models.queries.fence import lock_job, require_fence, stale
 from models.queries.history import add_event
 from models.queries.products import newest_checkpoint
 from models.queries.settle import move, settle
@@ -169,7 +169,7 @@ def finish_stage(
     `result` is merged into the job's. Raises StaleFenceError; StateError when the job is not at
     `stage`.
     """
-    attempt_id = hold_job(session, job_id, fence)
+    attempt_id = require_fence(session, job_id, fence)
     merged = func.coalesce(Job.result, literal({}, JSONB)).op("||")(literal(result or {}, JSONB))
     moved = session.execute(
         update(Job)

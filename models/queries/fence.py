@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError, StaleFenceError
-from models.tables import Attempt, Job
+from models.tables import Job
 
 
 class Exclusive(IntEnum):
@@ -42,25 +42,10 @@ def no_such_job(job_id: str) -> NotFoundError:
     return NotFoundError(f"there is no job {job_id}", remedy="`celora jobs` lists the jobs")
 
 
-def require_fence(session: Session, job_id: str, fence: int) -> int:
-    """Hold the live attempt until the transaction ends; returns its id.
-
-    FOR SHARE: the fence's own writers do not wait for each other, and nobody ends the attempt
-    under them. Raises StaleFenceError. A caller that then writes the job's row needs `hold_job`.
-    """
-    attempt_id = session.scalar(
-        select(Attempt.id)
-        .where(Attempt.job_id == job_id, Attempt.fence == fence, Attempt.ended_at.is_(None))
-        .with_for_update(read=True)
-    )
-    if attempt_id is None:
-        raise stale(job_id, fence)
-    return attempt_id
-
-
 # The job's row alone would not do as the guard: it still carries the fence after the attempt has
-# ended. Postgres takes the locks in the order of the two clauses, and tests both rows once more
-# after a wait; the other order would meet an ending attempt in a deadlock.
+# ended. The attempt's row alone would not do either: a writer that goes on to the job's row would
+# meet an ending attempt, which has that row first, in a deadlock. Postgres takes the locks in the
+# order of the two clauses, and tests both rows once more after a wait.
 _HOLD = text("""
     SELECT attempts.id
     FROM jobs JOIN attempts ON attempts.job_id = jobs.id
@@ -69,8 +54,11 @@ _HOLD = text("""
 """)
 
 
-def hold_job(session: Session, job_id: str, fence: int) -> int:
-    """`require_fence` for a writer of the job's row: locks that first, then the live attempt."""
+def require_fence(session: Session, job_id: str, fence: int) -> int:
+    """Hold the job and its live attempt until the transaction ends; returns the attempt's id.
+
+    Every fenced write comes after it. Raises StaleFenceError.
+    """
     attempt_id = session.scalar(_HOLD, {"job_id": job_id, "fence": fence})
     if attempt_id is None:
         raise stale(job_id, fence)

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from models.queries.fence import hold_job, require_fence
+from models.queries.fence import require_fence
 from models.states import Stage
 from models.tables import Counter, Event, Job, LogLine, Metric
 
@@ -82,8 +82,8 @@ def record_metrics(
 
     A step that is run again after a resume replaces its row: no step is counted twice.
     """
+    require_fence(session, job_id, fence)
     if progress is not None:
-        hold_job(session, job_id, fence)
         known = {key: value for key, value in asdict(progress).items() if value is not None}
         session.execute(
             update(Job)
@@ -91,8 +91,6 @@ def record_metrics(
             .values(**known, progress_at=func.clock_timestamp())
             .execution_options(synchronize_session=False)
         )
-    else:
-        require_fence(session, job_id, fence)
     last = {(name, step): value for name, step, value in points}  # one statement, one row a key
     if not last:
         return
@@ -158,7 +156,7 @@ _LOGS = text("""
 
 def set_activity(session: Session, job_id: str, fence: int, activity: str | None) -> None:
     """Say in words what the attempt does right now. Raises StaleFenceError."""
-    hold_job(session, job_id, fence)
+    require_fence(session, job_id, fence)
     session.execute(
         update(Job)
         .where(Job.id == job_id)

@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from models.queries.fence import hold_job
+from models.queries.fence import require_fence
 from models.queries.history import add_event, printable
 from models.tables import Artifact, Checkpoint, Evaluation, Job, Sample
 
@@ -32,7 +32,7 @@ def register_checkpoint(
     Returns the older ones beyond the job's `keep_checkpoints`, marked deleted already: their files
     go after the commit, so that a row never promises files that are gone.
     """
-    hold_job(session, job_id, fence)
+    require_fence(session, job_id, fence)
     statement = upsert(Checkpoint).values(
         job_id=job_id,
         fence=fence,
@@ -108,7 +108,7 @@ def register_artifact(
 
     Raises StaleFenceError.
     """
-    hold_job(session, job_id, fence)
+    require_fence(session, job_id, fence)
     artifact = session.scalars(
         insert(Artifact)
         .values(
@@ -148,7 +148,7 @@ def set_prepared(
     verdict: dict[str, Any] | None,
 ) -> None:
     """What preprocessing found and made. Raises StaleFenceError."""
-    hold_job(session, job_id, fence)
+    require_fence(session, job_id, fence)
     session.execute(
         update(Job)
         .where(Job.id == job_id)
@@ -198,7 +198,7 @@ def record_evaluation(
 
     Raises StaleFenceError.
     """
-    hold_job(session, job_id, fence)
+    require_fence(session, job_id, fence)
     values: dict[str, Any] = {
         "fence": fence,
         "cache_key": cache_key,
@@ -233,7 +233,7 @@ def record_samples(
 
     Raises StaleFenceError.
     """
-    hold_job(session, job_id, fence)
+    require_fence(session, job_id, fence)
     if not samples:
         return
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -531,3 +532,18 @@ def test_every_end_is_told_in_the_jobs_story() -> None:
             last = session.scalars(select(Event).order_by(Event.id.desc()).limit(1)).one()
         assert (last.kind, last.level) == (kind, level)
         assert "because" in last.message
+
+
+def test_writes_of_one_transaction_meet_an_ending_attempt_in_any_order() -> None:
+    """A batch of logs and metrics: none of its writes takes a lock before an earlier one's."""
+    for first, second in itertools.permutations([_logs, _progress, _checkpoint], 2):
+        records.clear()
+        taken = running()
+        with transaction() as writing:
+            first(writing, taken.job_id, taken.fence)
+            with ThreadPoolExecutor(1) as pool:
+                ending = pool.submit(end, taken.job_id, taken.fence, Outcome.LOST)
+                records.until_blocked()
+                second(writing, taken.job_id, taken.fence)
+                writing.commit()
+                ending.result()
