@@ -35,6 +35,7 @@ class BaseKey:
     quantized: bool
     weights: torch.dtype
     attention: str
+    attention_named: bool
     trust_remote_code: bool
 
     @classmethod
@@ -45,6 +46,7 @@ class BaseKey:
             quantized=precision.quantized,
             weights=precision.weights,
             attention=precision.attention,
+            attention_named=precision.attention_named,
             trust_remote_code=trust,
         )
 
@@ -62,6 +64,11 @@ class Base:
         self._config = copy.deepcopy(vars(model.config))
         self._generation_config = copy.deepcopy(model.generation_config)
         self._sides = (tokenizer.padding_side, tokenizer.truncation_side)
+
+    @property
+    def attention(self) -> str:
+        """The kernel that runs."""
+        return str(self.model.config._attn_implementation)  # noqa: SLF001 - it is kept nowhere else
 
     def differences(self) -> list[str]:
         """How the base differs from the day it was loaded; empty if it may be used."""
@@ -146,7 +153,6 @@ def load(key: BaseKey, *, name: str) -> Base:
 def load_model(key: BaseKey) -> Any:
     options: dict[str, Any] = {
         "dtype": key.weights,
-        "attn_implementation": key.attention,
         "trust_remote_code": key.trust_remote_code,
         "local_files_only": True,
         "use_safetensors": True,
@@ -162,6 +168,14 @@ def load_model(key: BaseKey) -> Any:
         options["device_map"] = {"": 0}
     elif key.quantized:
         options["device_map"] = {"": "cpu"}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            key.path, attn_implementation=key.attention, **options
+        )
+    except (ValueError, ImportError) as error:
+        if key.attention_named or "attention" not in str(error).lower():
+            raise
+    # The model has no such kernel: it takes the best of its own.
     return AutoModelForCausalLM.from_pretrained(key.path, **options)
 
 
@@ -175,3 +189,6 @@ def _settle(model: Any) -> None:
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     with torch.no_grad():
         model(input_ids=token, use_cache=False)
+        if hasattr(model.config.get_text_config(), "output_router_logits"):
+            # Training a mixture of experts asks for these, and transformers then hooks every layer.
+            model(input_ids=token, use_cache=False, output_router_logits=True)

@@ -50,12 +50,14 @@ class Precision:
 
     `weights` is the type of the base's unquantised weights, and of the products of quantised
     ones; `trainable` the type adapter weights are forced to, None for what the libraries choose.
+    `attention` is a wish unless the job named it: not every model has every kernel.
     """
 
     weights: torch.dtype
     autocast: Autocast
     quantized: bool
     attention: str
+    attention_named: bool
     activation_checkpointing: bool
     trainable: torch.dtype | None
 
@@ -91,6 +93,7 @@ def precision_for(spec: JobSpec, device: Device) -> Precision:
         autocast=autocast,
         quantized=spec.method == "qlora",
         attention=_attention(spec, device, half=weights != torch.float32 or autocast != "no"),
+        attention_named=spec.attention != "auto",
         activation_checkpointing=(
             device.cuda
             if spec.gradient_checkpointing == "auto"

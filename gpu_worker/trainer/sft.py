@@ -143,7 +143,7 @@ def train(
             trainable_parameters=parameters.trainable,
             total_parameters=parameters.total,
             precision=job.precision.words,
-            attention=job.precision.attention,
+            attention=job.base.attention,
             optimizer=spec.resolved_optimizer,
         )
     )
@@ -236,7 +236,7 @@ def open_data(path: Path) -> Dataset:
 def _size(job: Job, data: Dataset) -> Size:
     batch, accumulation = job.run.batch_size, job.run.gradient_accumulation
     packed = "seq_lengths" in data.column_names
-    if packed and batch > 1 and job.precision.attention not in FLASH:
+    if packed and batch > 1 and job.base.attention not in FLASH:
         # The collator lays a batch of packs end to end in one row. A kernel for variable lengths
         # takes that as it is; any other attends over the whole row's square.
         accumulation, batch = accumulation * batch, 1
@@ -298,7 +298,7 @@ def _result(
         "peak_memory_bytes": progress.memory_bytes(),
         "device": device_name(),
         "precision": job.precision.words,
-        "attention": job.precision.attention,
+        "attention": job.base.attention,
         "optimizer": job.spec.resolved_optimizer,
         "activation_checkpointing": job.precision.activation_checkpointing,
         "batch_size": size.batch_size,
