@@ -66,7 +66,7 @@ class TokenWriter:
                 labels[begin + start : begin + end] = known[begin + start : begin + end]
         columns = [int32_lists(offsets, ids), int32_lists(offsets, labels)]
         if self._held_out:
-            prompts, bounds = _joined([row.ids[: row.prompt_tokens] for row in self._rows])
+            prompts, bounds = _joined([row.prompt_ids for row in self._rows])
             columns.append(int32_lists(bounds, prompts))
             columns.append(strings([row.prompt for row in self._rows]))
             columns.append(strings([row.answer for row in self._rows]))

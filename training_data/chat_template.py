@@ -53,28 +53,32 @@ class ChatTemplate:
         # White space between an answer and the mark that ends its turn belongs to the turn's end.
         self._turn_end = re.compile(rf"\s*(?:{either})" if either else r"(?!)")
 
-    def render(self, row: Chat) -> Rendered:
-        """The conversation's text and the spans of what is learnt. Raises RowError."""
+    def render(self, row: Chat, *, anywhere: bool = False) -> Rendered:
+        """The conversation's text and the spans of what is learnt. Raises RowError.
+
+        With `anywhere` the spans do not matter (loss is on all): not finding them is no error.
+        """
         template = self._tool_template if row.tools else self._template
         text, found = self._find(row, template)
         if found is None and "strftime_now" in template:
             # Two renderings of one row lie on two sides of midnight once in a while.
             text, found = self._find(row, template)
-        if found is None:
+        if found is None and not anywhere:
             raise RowError(
                 "the chat template rewrites this conversation: the answers' places in the text"
                 " cannot be found exactly",
                 "use a template that marks answers with {% generation %}, set weight 0 on all but"
                 " the last answer, or train with loss_on=all",
             )
+        closed = text.rstrip().endswith(self._eos)
+        if not found:
+            return Rendered(text, (), (0, len(text)), whole=True, closed=closed)
         tail = text[found[-1][1] :].rstrip() if row.learn[-1] else ""
         tail = tail or text[self._unmarked(text) :].rstrip()
         spans = tuple(self._with_turn_end(text, span, tail) for span in found)
-        answer = (len(text), len(text))
-        if found:
-            start, end = found[-1]
-            answer = (start, start + self._unmarked(text[start:end]))
-        return Rendered(text, spans, answer, whole=True, closed=text.rstrip().endswith(self._eos))
+        start, end = found[-1]
+        answer = (start, start + self._unmarked(text[start:end]))
+        return Rendered(text, spans, answer, whole=True, closed=closed)
 
     def _find(self, row: Chat, template: str) -> tuple[str, list[Span] | None]:
         if _GENERATION.search(template):
@@ -128,6 +132,8 @@ class ChatTemplate:
 
     def _by_marks(self, row: Chat, template: str, text: str) -> list[Span] | None:
         learnt = [i for i, learn in enumerate(row.learn) if learn]
+        if not learnt:
+            return []
         if any(_BESIDE_CONTENT & row.messages[i].keys() for i in learnt) or "\ue0f0" in text:
             return None
         marked = list(row.messages)

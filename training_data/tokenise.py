@@ -42,7 +42,8 @@ class TokenRow:
     loss: list[tuple[int, int]]
     held_out: bool
     length: int  # tokens before truncation
-    prompt_tokens: int = 0  # held out: where generation starts
+    # Held out: what generation starts from, and the same as text with the answer expected.
+    prompt_ids: array[int] = field(default_factory=lambda: array("i"))
     prompt: str = ""
     answer: str = ""
 
@@ -114,7 +115,7 @@ class Tokeniser:
             return render_plain(kept.row)
         if self._chat is None:
             self._chat = ChatTemplate(self._tokenizer, self._spec.base_model)
-        return self._chat.render(kept.row)
+        return self._chat.render(kept.row, anywhere=self._spec.loss_on == "all")
 
     def _cut(self, rendered: Rendered) -> Rendered:
         """Without text that lies beyond the limit for certain, however long each token is.
@@ -164,8 +165,11 @@ class Tokeniser:
         if kept.held_out:
             start, end = rendered.answer
             row.prompt, row.answer = rendered.text[:start], rendered.text[start:end]
-            first = _token_at(encoding, start, rendered.text) + len(opening)
-            row.prompt_tokens = min(first, len(ids))
+            row.prompt_ids = ids[: _token_at(encoding, start, rendered.text) + len(opening)]
+            if not row.prompt_ids:
+                # A generation needs a token to start from. What stands before a text that begins
+                # with nothing is the end of another.
+                row.prompt_ids.append(self._tokenizer.eos_id)
         return row
 
     def _loss(

@@ -231,7 +231,7 @@ def test_an_array_is_read_the_same_however_it_is_cut(
     if b"\xed" in content:  # half a surrogate pair, which no file in UTF-8 holds
         content = json.dumps(rows, indent=indent).encode()
     # A buffer of one byte: each read of the window goes down to the dribble.
-    stream = io.BufferedReader(_Dribble(content, sizes), 1)
+    stream: Any = io.BufferedReader(cast(Any, _Dribble(content, sizes)), 1)
     assert [record for _, record in read_json_array(stream, problems)] == rows
     assert problems.count == 0
 
@@ -286,12 +286,13 @@ def test_a_cut_off_columnar_file_is_told(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
 def test_a_damaged_compressed_file_is_told(tmp_path: Path, suffix: str) -> None:
     plain = json_lines(ROWS) * 500
-    packed = {
+    pack: dict[str, Callable[[bytes], bytes]] = {
         "gz": gzip.compress,
         "bz2": bz2.compress,
         "xz": lzma.compress,
-        "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
-    }[suffix](plain)
+        "zst": lambda data: bytes(pa.compress(data, "zstd", asbytes=True)),
+    }
+    packed = pack[suffix](plain)
     path = tmp_path / f"rows.jsonl.{suffix}"
     path.write_bytes(packed[: len(packed) // 2])
     assert "damaged" in told(read(path)[1])[-1][1]
