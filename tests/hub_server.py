@@ -24,7 +24,8 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 _API = re.compile(
-    r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+))?"
+    r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+)"
+    r"(/(?P<below>.+))?)?"
 )
 _FILE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -156,11 +157,20 @@ class _Handler(BaseHTTPRequestHandler):
         repository, commit = there
         files = repository.revisions[commit]
         if found["what"] == "tree":
-            self._json([_entry(path, data) for path, data in files.items()])
+            self._tree(files, unquote(found["below"] or ""))
             return
         siblings = [{"rfilename": path} for path in files]
         info = {"id": found["repo"], "sha": commit, "siblings": siblings, "tags": []}
         self._json(info | {"private": False, "gated": repository.token is not None})
+
+    def _tree(self, files: dict[str, bytes], below: str) -> None:
+        """The files of a folder, as if it was asked for all levels; none is an error."""
+        prefix = f"{below}/" if below else ""
+        there = [_entry(path, data) for path, data in files.items() if path.startswith(prefix)]
+        if there:
+            self._json(there)
+        else:
+            self._error(404, "EntryNotFound", f"{below} does not exist")
 
     def _file(self, found: re.Match[str]) -> None:
         if (there := self._repository(found)) is None:
