@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import all_, func, literal, or_, select, update
+from sqlalchemy import all_, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -127,7 +127,10 @@ def renew(session: Session, attempt_id: int, lease_seconds: float) -> Renewal | 
     row = session.execute(
         update(Attempt)
         .where(Attempt.id == attempt_id, Attempt.ended_at.is_(None), Job.id == Attempt.job_id)
-        .values(lease_until=_from_now(lease_seconds))
+        .values(
+            lease_until=func.clock_timestamp()
+            + func.make_interval(0, 0, 0, 0, 0, 0, lease_seconds)  # the seventh is its seconds
+        )
         .returning(Job.stop_requested)
         .execution_options(synchronize_session=False)
     ).one_or_none()
@@ -257,36 +260,35 @@ def _claim_row(
     lease_seconds: float,
 ) -> tuple[int, int | None] | None:
     """Mark the stage as claimed; (attempt id, gpu id), or None when it is not to be had."""
-    same_session = or_(Attempt.worker_session.is_(None), Attempt.worker_session == worker_session)
-    current_session = or_(
-        Attempt.gpu_id.is_(None),
-        select(Gpu.id)
-        .where(Gpu.id == Attempt.gpu_id, Gpu.worker_session == worker_session)
-        .exists(),
-    )
-    now = func.clock_timestamp()
     row = session.execute(
-        update(Attempt)
-        .where(
-            Attempt.job_id == job.id,
-            Attempt.fence == job.fence,
-            Attempt.ended_at.is_(None),
-            literal(stage.value) != all_(Attempt.claimed_stages),
-            same_session,
-            current_session,
-        )
-        .values(
-            claimed_stages=func.array_append(Attempt.claimed_stages, stage.value),
-            worker=worker,
-            worker_session=worker_session,
-            claimed_at=func.coalesce(Attempt.claimed_at, now),
-            stage_at=now,
-            lease_until=_from_now(lease_seconds),
-        )
-        .returning(Attempt.id, Attempt.gpu_id)
-        .execution_options(synchronize_session=False)
+        _CLAIM,
+        {
+            "job_id": job.id,
+            "fence": job.fence,
+            "stage": stage,
+            "worker": worker,
+            "worker_session": worker_session,
+            "lease_seconds": lease_seconds,
+        },
     ).one_or_none()
     return None if row is None else (row[0], row[1])
+
+
+# The tail belongs to the session that trained; a GPU's first stage to its worker's present session.
+_CLAIM = text("""
+    UPDATE attempts
+    SET claimed_stages = array_append(claimed_stages, :stage), worker = :worker,
+        worker_session = :worker_session, claimed_at = coalesce(claimed_at, clock_timestamp()),
+        stage_at = clock_timestamp(),
+        lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+    WHERE job_id = :job_id AND fence = :fence AND ended_at IS NULL
+      AND :stage <> ALL (claimed_stages)
+      AND (worker_session IS NULL OR worker_session = :worker_session)
+      AND (gpu_id IS NULL OR EXISTS (
+          SELECT FROM gpus
+          WHERE gpus.id = attempts.gpu_id AND gpus.worker_session = :worker_session))
+    RETURNING id, gpu_id
+""")
 
 
 def _stop_between_stages(session: Session, job: Job, now: datetime, worker_session: str) -> None:
@@ -301,8 +303,3 @@ def _stop_between_stages(session: Session, job: Job, now: datetime, worker_sessi
         literal(job.stage) != all_(Attempt.claimed_stages)
     )
     settle(session, job, now, outcome, only_if=due, reason="stopped between two stages")
-
-
-def _from_now(seconds: float) -> Any:
-    """An instant on the database's clock; make_interval takes its seconds as its seventh."""
-    return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)

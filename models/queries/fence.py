@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import IntEnum
 
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError, StaleFenceError
@@ -27,15 +27,18 @@ def try_exclusive(session: Session, key: Exclusive) -> bool:
 
 def lock_job(session: Session, job_id: str) -> tuple[Job, datetime]:
     """The job's row, locked, and the time by the database's clock. Raises NotFoundError."""
-    row = session.execute(
-        select(Job, func.clock_timestamp())
-        .where(Job.id == job_id)
-        .with_for_update(key_share=True, of=Job)
-        .execution_options(populate_existing=True)
-    ).one_or_none()
+    row = session.execute(_LOCK, {"job_id": job_id}).one_or_none()
     if row is None:
         raise no_such_job(job_id)
     return row[0], row[1]
+
+
+_LOCK = (
+    select(Job, func.clock_timestamp())
+    .where(Job.id == bindparam("job_id"))
+    .with_for_update(key_share=True, of=Job)
+    .execution_options(populate_existing=True)
+)
 
 
 def no_such_job(job_id: str) -> NotFoundError:

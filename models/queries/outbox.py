@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import bindparam, delete, exists, select, text, update
 from sqlalchemy.orm import Session
 
 from models.queries.history import printable
@@ -21,23 +21,25 @@ def unsent(session: Session, limit: int = 100) -> list[Ticket]:
     They are not locked: a lock would have to be held while the broker is spoken to. So two relays
     may publish one ticket twice, as a crash between the two steps does: the claim tells them apart.
     """
-    return list(
-        session.scalars(
-            select(Ticket)
-            .where(Ticket.sent_at.is_(None), _LIVE)
-            .order_by(Ticket.send_attempts, Ticket.id)
-            .limit(limit)
-        )
-    )
+    return list(session.scalars(_UNSENT, {"limit": limit}))
+
+
+_UNSENT = (
+    select(Ticket)
+    .where(Ticket.sent_at.is_(None), _LIVE)
+    .order_by(Ticket.send_attempts, Ticket.id)
+    .limit(bindparam("limit"))
+)
 
 
 def mark_sent(session: Session, ids: Sequence[int]) -> None:
-    session.execute(
-        update(Ticket)
-        .where(Ticket.id.in_(ids))
-        .values(sent_at=func.clock_timestamp(), send_attempts=Ticket.send_attempts + 1)
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(_SENT, {"ids": list(ids)})
+
+
+_SENT = text("""
+    UPDATE outbox SET sent_at = clock_timestamp(), send_attempts = send_attempts + 1
+    WHERE id = ANY (CAST(:ids AS bigint[]))
+""")
 
 
 def mark_error(session: Session, ticket_id: int, error: str) -> None:

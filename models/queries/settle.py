@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, extract, func, text, update
+from sqlalchemy import ColumnElement, bindparam, extract, func, text, update
 from sqlalchemy.orm import Session
 
 from models.ending import land
@@ -102,26 +102,42 @@ def _end_row(
     reason: str | None,
     step: int | None,
 ) -> Ended | None:
-    statement = (
-        update(Attempt)
-        .where(Attempt.job_id == job.id, Attempt.fence == job.fence, Attempt.ended_at.is_(None))
-        .values(ended_at=func.clock_timestamp(), outcome=outcome, reason=reason, end_step=step)
-        .returning(
-            Attempt.gpu_id,
-            Attempt.claimed_at,
-            extract("epoch", Attempt.ended_at - Attempt.claimed_at),
-        )
-        .execution_options(synchronize_session=False)
-    )
-    if only_if is not None:
-        statement = statement.where(only_if)
-    row = session.execute(statement).one_or_none()
+    statement = _END if only_if is None else _END.where(only_if)
+    details = {
+        "of_job": job.id,
+        "of_fence": job.fence,
+        "how": outcome,
+        "why": reason,
+        "at_step": step,
+    }
+    row = session.execute(statement, details).one_or_none()
     if row is None:
         return None
     gpu_id, claimed_at, seconds = row
     used = float(seconds) if gpu_id is not None and seconds is not None else 0.0
     return Ended(gpu_id, claimed_at is not None, used)
 
+
+_END = (
+    update(Attempt)
+    .where(
+        Attempt.job_id == bindparam("of_job"),
+        Attempt.fence == bindparam("of_fence"),
+        Attempt.ended_at.is_(None),
+    )
+    .values(
+        ended_at=func.clock_timestamp(),
+        outcome=bindparam("how"),
+        reason=bindparam("why"),
+        end_step=bindparam("at_step"),
+    )
+    .returning(
+        Attempt.gpu_id,
+        Attempt.claimed_at,
+        extract("epoch", Attempt.ended_at - Attempt.claimed_at),
+    )
+    .execution_options(synchronize_session=False)
+)
 
 # Halved once per half-life since it was last true. Beyond 100 half-lives nothing is left that a
 # double could tell from zero, and power() would raise on underflow.
