@@ -75,12 +75,14 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'celora' has no attribute {name!r}")
-    value = getattr(import_module(_ELSEWHERE.get(name, "celora.client")), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker that saw it would take every misspelt name for right
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'celora' has no attribute {name!r}")
+        value = getattr(import_module(_ELSEWHERE.get(name, "celora.client")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
