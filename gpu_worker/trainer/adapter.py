@@ -71,7 +71,7 @@ def save_adapter(model: PeftModel, folder: Path, *, base_name: str, base_revisio
     its own, and look on the hub whether the vocabulary changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = _adapter_state(model)
     save_file(
         {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()},
         folder / WEIGHTS_FILE,
@@ -93,7 +93,7 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
     adapter would then go on with other bits than it stopped with.
     """
     weights = load_file(folder / WEIGHTS_FILE)
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = _adapter_state(model)
     if weights.keys() != expected.keys() or any(
         weights[name].shape != tensor.shape for name, tensor in expected.items()
     ):
@@ -104,6 +104,18 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
         )
     with torch.no_grad():
         set_peft_model_state_dict(model, weights)
+
+
+def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's weights by the names they are saved under.
+
+    Chosen from the parameters: a whole `state_dict` would pack the scales of every quantised layer.
+    """
+    parameters = dict(model.named_parameters())
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, state_dict=parameters, save_embedding_layers=False
+    )
+    return state
 
 
 def _linear_layers(model: Any) -> set[str]:

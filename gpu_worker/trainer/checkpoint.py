@@ -136,7 +136,7 @@ def load_weights(model: Any, folder: Path) -> None:
     if isinstance(model, PeftModel):
         load_adapter_weights(model, folder)
     else:
-        load_model(model, folder / _MODEL, device=str(model.device))
+        load_model(model, folder / _MODEL, device="cpu")
 
 
 def require_finite(model: Any, step: int) -> None:

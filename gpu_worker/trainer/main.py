@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,10 +26,11 @@ from gpu_worker.trainer.callbacks import Progress
 from gpu_worker.trainer.channel import Channel, StopRequested
 from gpu_worker.trainer.checkpoint import open_checkpoint
 from gpu_worker.trainer.failures import failed
+from gpu_worker.trainer.job import Job
 from gpu_worker.trainer.paged import PagedMemory
 from gpu_worker.trainer.precision import Device, Precision, precision_for
 from gpu_worker.trainer.versions import device_name, versions
-from models.errors import CeloraError
+from models.errors import CeloraError, TrainingError
 from models.spec import JobSpec, parse_spec
 
 
@@ -105,7 +107,7 @@ class Process:
         base, warm = self._base_for(run, spec, precision)
         self._used = True
         self._full = spec.method == "full"
-        job = sft.Job(run, spec, precision, base, self._channel, warm)
+        job = Job(run, spec, precision, base, self._channel, warm)
         outcome = sft.train(job, self._note, lambda model: self._keep(run, precision, model))
         if isinstance(outcome, sft.Stopped):
             self._release()
@@ -162,7 +164,11 @@ class Process:
         """For an evaluation on a process that did not train: the base with the saved adapter."""
         adapter = run.adapter_path
         if adapter is None:
-            raise Unfit("the tuned model is not in this process, and no adapter was given")
+            raise TrainingError(
+                "there is nothing to evaluate: this process trained no such job, and no adapter "
+                "was given",
+                remedy="retry the job",
+            )
         precision = precision_for(spec, Device.current())
         if spec.method == "full":
             # The tuned model takes the base's place; the base itself is loaded for its turn.
@@ -245,8 +251,7 @@ class Process:
         progress = self._progress
         in_step = progress is not None and progress.first_step_began is not None
         message = failed(error, step=self._step, in_step=in_step)
-        # The frames of the traceback hold the trainer and its tensors.
-        error.__traceback__ = None
+        _let_go(error)
         del error
         try:
             self._release()
@@ -256,6 +261,13 @@ class Process:
         _free()
         self.spent = self.spent or self._full
         self._channel.send(message)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames of a traceback: they hold the trainer and its tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _saved_step(command: Run) -> int:

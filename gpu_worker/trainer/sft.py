@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,43 +17,23 @@ from accelerate.state import (  # type: ignore[import-untyped] # it ships none
 from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 
-from gpu_worker.protocol import Run, Started, Trained
+from gpu_worker.protocol import Started, Trained
 from gpu_worker.trainer.adapter import lora_config
-from gpu_worker.trainer.base_model import Base
 from gpu_worker.trainer.callbacks import Progress
-from gpu_worker.trainer.card import write_card
-from gpu_worker.trainer.channel import Channel
 from gpu_worker.trainer.checkpoint import (
-    Checkpoint,
-    durable_folder,
-    folder_size,
     load_weights,
     open_checkpoint,
     require_finite,
-    save_weights,
 )
+from gpu_worker.trainer.job import Job, Size, size_of, trainable_parameters
 from gpu_worker.trainer.job_trainer import Collator, JobTrainer
 from gpu_worker.trainer.measure import held_out_loss
-from gpu_worker.trainer.precision import FLASH, Precision
-from gpu_worker.trainer.versions import device_name, versions
-from models.errors import NonFiniteLossError, NothingToTrainError, SetupError
-from models.spec import JobSpec
+from gpu_worker.trainer.outcome import result_of, save
+from models.errors import NonFiniteLossError, SetupError
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 # torch's fused AdamW is the same algorithm in one kernel, and what TRL takes by default.
 _OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run has to work with."""
-
-    run: Run
-    spec: JobSpec
-    precision: Precision
-    base: Base
-    channel: Channel
-    warm: bool
 
 
 @dataclass(frozen=True)
@@ -65,23 +43,6 @@ class Stopped:
     reason: str
     step: int
     checkpoint_step: int | None
-
-
-@dataclass(frozen=True)
-class Size:
-    """How the data is cut into steps."""
-
-    batch_size: int
-    gradient_accumulation: int
-    total_steps: int
-    warmup_steps: int
-    packed: bool
-
-
-@dataclass(frozen=True)
-class Parameters:
-    trainable: int
-    total: int
 
 
 def train(
@@ -98,7 +59,7 @@ def train(
 
     # The data was tokenised, masked and packed by preprocessing; it is mapped, not read.
     data = open_data(Path(run.prepared_path) / "train.arrow")
-    size = _size(job, data)
+    size = size_of(job, data)
 
     # What earlier jobs leave in the process: accelerate keeps one state, which refuses another
     # precision than the first job's, and CUDA the highest peak of all.
@@ -135,7 +96,7 @@ def train(
     )
     model: Any = trainer.model
     keep(model)
-    parameters = _trainable(job, model)
+    parameters = trainable_parameters(job, model)
     channel.send(
         Started(
             start_step=progress.start_step,
@@ -171,8 +132,8 @@ def train(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     job.base.end_training()
     seconds = time.perf_counter() - began
-    result = _result(job, size, parameters, progress, ended_at) | {"seconds": seconds}
-    return _save(job, model, result)
+    result = result_of(job, size, parameters, progress, ended_at) | {"seconds": seconds}
+    return save(job, model, result)
 
 
 def sft_config(job: Job, size: Size) -> SFTConfig:
@@ -233,117 +194,9 @@ def open_data(path: Path) -> Dataset:
         ) from error
 
 
-def _size(job: Job, data: Dataset) -> Size:
-    batch, accumulation = job.run.batch_size, job.run.gradient_accumulation
-    packed = "seq_lengths" in data.column_names
-    if packed and batch > 1 and job.base.attention not in FLASH:
-        # The collator lays a batch of packs end to end in one row. A kernel for variable lengths
-        # takes that as it is; any other attends over the whole row's square.
-        accumulation, batch = accumulation * batch, 1
-        job.channel.log(
-            f"packed rows without variable-length attention: micro-batch 1, accumulation "
-            f"{accumulation}, the same effective batch"
-        )
-    per_epoch = max(1, math.ceil(math.ceil(len(data) / batch) / accumulation))
-    total = job.spec.max_steps or math.ceil(job.spec.epochs * per_epoch)
-    return Size(batch, accumulation, total, job.spec.resolved_warmup_steps(total), packed)
-
-
-def _trainable(job: Job, model: Any) -> Parameters:
-    """Count the parameters, a quantised weight's two to the byte, and settle the type of those
-    that train. Raises NothingToTrainError."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = parameter.numel() if state is None else math.prod(state.shape)
-        total += count
-        if parameter.requires_grad:
-            trainable += count
-            if job.precision.trainable is not None:
-                parameter.data = parameter.data.to(job.precision.trainable)
-    if trainable == 0:
-        raise NothingToTrainError(
-            "no parameter of the model takes gradients: the run would log losses and learn nothing",
-            where=f"method {job.spec.method}",
-            remedy="name layers that exist in target_modules, or use auto",
-        )
-    return Parameters(trainable, total)
-
-
 def _held_out_loss(job: Job) -> float | None:
     return held_out_loss(
         job.base.model,
         Path(job.run.prepared_path) / "eval.arrow",
         autocast=job.precision.autocast_dtype,
     )
-
-
-def _result(
-    job: Job,
-    size: Size,
-    parameters: Parameters,
-    progress: Progress,
-    ended_at: Checkpoint | None,
-) -> dict[str, Any]:
-    """What goes on record: how it went, and all that is needed to do it again."""
-    losses = progress.losses if ended_at is None else ended_at.losses
-    return {
-        "steps": progress.step if ended_at is None else ended_at.step,
-        "trained_tokens": (
-            progress.trained_tokens if ended_at is None else ended_at.trained_tokens
-        ),
-        "epoch": progress.latest.get("epoch"),
-        "train_loss": math.fsum(losses) / len(losses),
-        "eval_loss": progress.latest.get("eval_loss"),
-        "peak_memory_bytes": progress.memory_bytes(),
-        "device": device_name(),
-        "precision": job.precision.words,
-        "attention": job.base.attention,
-        "optimizer": job.spec.resolved_optimizer,
-        "activation_checkpointing": job.precision.activation_checkpointing,
-        "batch_size": size.batch_size,
-        "gradient_accumulation": size.gradient_accumulation,
-        "warmup_steps": size.warmup_steps,
-        "packed": size.packed,
-        "trainable_parameters": parameters.trainable,
-        "total_parameters": parameters.total,
-        "seed": job.spec.seed,
-        "versions": versions(),
-        "warm": job.warm,
-        "resumed_at_step": progress.start_step,
-        "ended_at_checkpoint": None if ended_at is None else ended_at.step,
-        "first_step_began": progress.first_step_began,
-        "last_step_ended": progress.last_step_ended,
-    }
-
-
-def _save(job: Job, model: Any, result: dict[str, Any]) -> Trained:
-    """Write the adapter (or the whole model) with its card, synced, under its final name."""
-    run, full = job.run, job.spec.method == "full"
-    target = Path(run.output_path) / ("model" if full else "adapter")
-    with durable_folder(target) as folder:
-        if full:
-            model.save_pretrained(folder)
-            job.base.tokenizer.save_pretrained(folder)
-        else:
-            save_weights(model, folder, base_name=run.base_name, base_revision=run.base_revision)
-        write_card(folder, run, job.spec, result)
-    return Trained(
-        path=str(target),
-        kind="model" if full else "adapter",
-        size_bytes=folder_size(target),
-        digest=_digest(target),
-        step=result["steps"],
-        trained_tokens=result["trained_tokens"],
-        result=result,
-    )
-
-
-def _digest(folder: Path) -> str:
-    """sha256 over the weights files in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

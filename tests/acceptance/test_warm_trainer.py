@@ -108,14 +108,13 @@ def test_mixed_jobs_find_the_base_clean(
 def test_fifty_mixed_jobs_find_the_base_clean_and_memory_flat(
     base: Path, data: Path, tmp_path: Path
 ) -> None:
-    jobs = [MIXED[n % len(MIXED)] for n in range(49)] + [MIXED[0]]
+    jobs = [MIXED[n % len(MIXED)] for n in range(50)]
     with Trainer() as trainer:
         digests = _run_all(trainer, jobs[:16], base, data, tmp_path / "first")
         before = trainer.rss_bytes()
         digests += _run_all(trainer, jobs[16:], base, data, tmp_path / "second")
         grown = trainer.rss_bytes() - before
-    for n, digest in enumerate(digests):
-        assert digest == digests[n % len(MIXED)]
+    assert digests == [digests[n % len(MIXED)] for n in range(50)]
     assert grown < 40 * 2**20, f"34 jobs grew the process by {grown} bytes"
 
 
@@ -319,6 +318,22 @@ def test_signals_are_ignored_and_a_killed_run_goes_on_from_its_checkpoint(
     warm.wait_for(Stopped)
     both = losses.keys() & warm.values("train_loss").keys()
     assert {s: losses[s] for s in both} == {s: warm.values("train_loss")[s] for s in both}
+
+
+def test_a_smaller_micro_batch_goes_on_with_the_same_rows(
+    warm: Trainer, base: Path, data: Path, tmp_path: Path
+) -> None:
+    """As after exhausted memory: half the micro-batch, twice the accumulation."""
+    fields: dict[str, Any] = {"dropout": 0, "checkpoint_every_steps": 2}
+    whole = trained(warm.run(make_run(base, data, tmp_path / "whole", **fields)))
+    losses, saved = warm.values("train_loss"), warm.checkpoints()[0]
+    warm.forget()
+    run = make_run(base, data, tmp_path / "rest", resume_from=saved.path, **fields)
+    smaller = run.model_copy(update={"batch_size": 1, "gradient_accumulation": 4})
+    assert trained(warm.run(smaller)).trained_tokens == whole.trained_tokens
+    rest = warm.values("train_loss")
+    assert rest == pytest.approx({s: losses[s] for s in rest}, abs=1e-5)
+    assert list(rest) == [3, 4]
 
 
 def test_a_stop_writes_a_checkpoint_from_which_the_run_goes_on(
