@@ -14,10 +14,11 @@ log = logging.getLogger(__name__)
 
 def pass_once() -> int:
     """Place all that can be placed now; returns how many tickets wait for the relay."""
-    with transaction() as session:
-        preparing = placement.place_preprocess(
-            session, settings().prepare_in_flight, queue=CPU_QUEUE
-        )
+    return place_jobs() + place_preparation()
+
+
+def place_jobs() -> int:
+    """Give the free GPUs their jobs."""
     with transaction() as session:
         placed = placement.place_jobs(
             session,
@@ -26,4 +27,10 @@ def pass_once() -> int:
         )
     for one in placed:
         log.info("job %s, attempt %d: %s to %s", one.job_id, one.fence, one.stage, one.queue)
-    return preparing + len(placed)
+    return len(placed)
+
+
+def place_preparation() -> int:
+    """Keep the CPU workers' queue filled."""
+    with transaction() as session:
+        return placement.place_preprocess(session, settings().prepare_in_flight, queue=CPU_QUEUE)
