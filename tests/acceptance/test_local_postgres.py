@@ -18,6 +18,7 @@ import psutil
 import pytest
 from sqlalchemy import create_engine, text
 
+from celora.local import binaries
 from celora.local.binaries import MAJOR
 from celora.local.postgres import EmbeddedPostgres
 from models.errors import SetupError
@@ -204,3 +205,26 @@ def test_works_as_an_ordinary_user(folder: Path) -> None:
         check=False,
     )
     assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs under another user")
+def test_programs_below_a_private_folder_are_copied_for_the_servers_user(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a checkout in /root, which nobody else may enter."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    package = binaries._wheel_folder()
+    for name in (package.name, f"{package.name}.libs"):
+        (private / name).symlink_to(package.parent / name)
+    monkeypatch.setattr(binaries, "_wheel_folder", lambda: private / package.name)
+    monkeypatch.setattr(binaries, "COPIES", folder / "programs")
+    server = EmbeddedPostgres(folder / "server")
+    assert server.start() is True
+    assert answer(server, "SELECT 1") == 1
+    pid = server.running_pid()
+    assert pid is not None
+    assert Path(psutil.Process(pid).exe()).is_relative_to(folder / "programs")
+    end(pid, signal.SIGQUIT)
+    assert len(list((folder / "programs").iterdir())) == 1
+    assert binaries.runner().bin.is_relative_to(folder / "programs")
