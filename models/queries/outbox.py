@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, delete, exists, select, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, delete, exists, or_, select, text, update
+from sqlalchemy.orm import Session, aliased
 
 from models.queries.history import printable
 from models.tables import Attempt, Ticket
@@ -53,10 +53,22 @@ def mark_error(session: Session, ticket_id: int, error: str) -> None:
 
 
 def prune(session: Session, limit: int = 5000) -> int:
-    """Delete tickets, sent or not, whose attempt is over; returns how many."""
-    over = select(Ticket.id).where(~_LIVE).limit(limit).with_for_update(skip_locked=True)
+    """Delete tickets whose attempt is over, sent or not, and those that were sent again since.
+
+    Returns how many.
+    """
+    later = aliased(Ticket)
+    sent_again = exists().where(
+        later.job_id == Ticket.job_id, later.fence == Ticket.fence, later.id > Ticket.id
+    )
+    useless = (
+        select(Ticket.id)
+        .where(or_(~_LIVE, sent_again))
+        .limit(limit)
+        .with_for_update(of=Ticket, skip_locked=True)
+    )
     gone = session.execute(
-        delete(Ticket).where(Ticket.id.in_(over)).returning(Ticket.id),
+        delete(Ticket).where(Ticket.id.in_(useless)).returning(Ticket.id),
         execution_options={"synchronize_session": False},
     )
     return len(gone.all())

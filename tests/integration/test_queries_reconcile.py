@@ -212,6 +212,21 @@ def test_tickets_of_attempts_that_are_over_are_neither_sent_nor_kept() -> None:
     assert left == [sent_and_live]
 
 
+def test_a_ticket_that_waits_for_days_is_kept_once() -> None:
+    job_id = submit()
+    records.place_preparation()
+    for _ in range(3):  # no CPU worker: it is sent again and again
+        send_all()
+        age(31)
+        assert resend() == 1
+        with transaction() as session:
+            outbox.prune(session)
+    (kept,) = waiting()
+    assert kept.job_id == job_id
+    with transaction() as session:
+        assert session.scalars(select(Ticket.id)).all() == [kept.id]
+
+
 def test_a_ticket_that_fails_goes_behind_the_others() -> None:
     first, second = submit(), submit()
     records.place_preparation()
