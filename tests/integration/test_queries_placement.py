@@ -332,3 +332,34 @@ def live_attempts_per_gpu() -> Counter[int]:
             select(Attempt.gpu_id).where(Attempt.ended_at.is_(None), Attempt.gpu_id.is_not(None))
         )
         return Counter(Counter(found).values())
+
+
+def test_finding_the_best_job_costs_the_same_however_many_wait() -> None:
+    """Counted in pages, not in time: the probe reads the front of each tenant's queue."""
+    for number in range(10):
+        queued(f"tenant-{number}")
+    few = pages_read()
+    with transaction() as session:
+        session.execute(_FLOOD, {"jobs": 20_000})
+    many = pages_read()
+    assert few > 0
+    assert many < 2 * few + 20  # a deeper index
+
+
+def pages_read() -> int:
+    parameters = {"placement_charge": 60.0, "half_life": 86_400.0, "passed_over": []}
+    explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {placement._BEST_JOB.text}")
+    with transaction() as session:
+        (found,) = session.execute(explain, parameters).scalar_one()
+    plan = found["Plan"]
+    assert "ix_jobs_queue" in str(plan)
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+_FLOOD = text("""
+    INSERT INTO jobs (id, tenant_id, user_name, spec, base_model, method, priority, state, stage)
+    SELECT 'ftjob-' || number, tenant.id, 'ada', '{}', 'm', 'lora', 0, 'queued', 'train'
+    FROM generate_series(1, :jobs) AS number
+    JOIN (SELECT id, row_number() OVER (ORDER BY id) AS turn FROM tenants) AS tenant
+        ON tenant.turn = number % 10 + 1
+""")
