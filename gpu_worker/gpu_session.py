@@ -167,6 +167,11 @@ class GpuSession(WorkerSession):
 
     def leave(self, *, in_order: bool) -> None:
         """The child ends. In good order the trainer may leave by itself, and the row says so."""
+        if in_order:
+            self.drain()  # an attempt between two stages is put back into the queue
+            patience = time.monotonic() + _LEAVE_SECONDS
+            while self.lease is not None and time.monotonic() < patience:
+                time.sleep(_LOOK_SECONDS)
         self._leaving.set()
         self.beat()
         if self._thread is not None:

@@ -37,7 +37,7 @@ class Worker:
     started: float = 0.0
     pause: float = FIRST_PAUSE_SECONDS
     due: float = 0.0
-    refused: bool = False  # another worker has the device: a new start would end the same way
+    refused: bool = False  # it said why; a new start would end the same way
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Worker:
 def main(wanted: str) -> None:
     """Serve the devices that `wanted` names (see `devices.discover`) until SIGTERM or SIGINT.
 
-    Raises SetupError when there is no such device, or when other workers have all of them.
+    Raises SetupError when there is no such device, or when no worker could start.
     """
     workers = [Worker(device) for device in discover(wanted)]
     stops: list[int] = []
@@ -103,9 +103,9 @@ def main(wanted: str) -> None:
             worker.tend()
         if all(worker.refused for worker in workers):
             raise SetupError(
-                "other workers serve all of these devices",
+                "no worker could start on these devices",
                 where=wanted,
-                remedy="stop them first, or name other devices",
+                remedy="the reasons are above",
             )
         time.sleep(_LOOK_SECONDS)
     _stop([worker.process for worker in workers if worker.process is not None], stops)

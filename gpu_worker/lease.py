@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from models.errors import CeloraError, UnavailableError
+from models.errors import CeloraError, SetupError, UnavailableError
 from models.queries import attempts
 from models.session import transaction
 from models.settings import settings
@@ -48,6 +48,19 @@ class LeaseLostError(CeloraError):
 def now() -> float:
     """Seconds since boot, suspend included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def check_settings() -> None:
+    """Raises SetupError when no lease could be kept with these settings."""
+    values = settings()
+    if values.lease_seconds <= values.renew_seconds + values.kill_margin_seconds:
+        raise SetupError(
+            f"a lease of {values.lease_seconds:g} s is over before it is renewed "
+            f"(every {values.renew_seconds:g} s) and a trainer killed "
+            f"({values.kill_margin_seconds:g} s)",
+            where="CELORA_LEASE_SECONDS",
+            remedy="make it longer than CELORA_RENEW_SECONDS + CELORA_KILL_MARGIN_SECONDS",
+        )
 
 
 class Lease:

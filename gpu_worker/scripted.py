@@ -15,6 +15,7 @@ The script is the query of the job's base model, `scripted:?steps=20&step_second
     fault_fences=0        faults only up to that fence (0: in every attempt)
     save_exit_at          killed in the middle of the checkpoint of that step
     ignore_stop=0         stop requests are read and ignored
+    leave=0               the process leaves that many seconds after its stage, unasked
     fresh=0               asks to be replaced when the process has run anything before
     children=0            processes forked beside, as data loaders are
     memory_mib=0 noise=0  memory to hold; lines printed to standard output
@@ -97,6 +98,9 @@ class Trainer:
                 play.flush()
                 self.send(**ended.message)
                 if ended.message["type"] == "replace":
+                    return
+                if play.asked("leave"):
+                    time.sleep(play.asked("leave"))
                     return
 
 

@@ -79,7 +79,15 @@ def run_stage(session: GpuSession, job_id: str, fence: int, stage: Stage) -> boo
         return False
     if claim is None or session.lease is None:
         return False
-    return _StageRun(session, claim, session.lease).run()
+    try:
+        return _StageRun(session, claim, session.lease).run()
+    except Exception:  # noqa: BLE001 (not even the end could be written)
+        # Without a holder the lease must not be kept alive.
+        _log.exception("job %s fence %s", job_id, fence)
+        with suppress(TrainerStuckError):
+            session.end_trainer()
+        session.release()
+        return False
 
 
 class _StageRun:
@@ -90,6 +98,8 @@ class _StageRun:
         self.trainer: TrainerProcess | None = None
         self.stop_reason: StopReason | None = None
         self.over_time = False
+        self.replacements = 0
+        self.heard = False  # anything since the command was sent
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def run(self) -> bool:
@@ -148,7 +158,6 @@ class _StageRun:
     def _play(self, command: Run) -> Verdict:
         """Let the trainer run the stage, until it says how it went."""
         self._send(command)
-        replacements = 0
         while True:
             match self.inbox.next():
                 case StopReason() as reason:
@@ -162,16 +171,24 @@ class _StageRun:
                 case Due.READY:
                     self._not_ready()
                 case Said(trainer, what) if trainer is self.trainer:
-                    match what:
-                        case Ready():
-                            self.inbox.set_deadline(Due.READY, None)
-                        case Died():
-                            raise self._lost(what)
-                        case Replace():
-                            replacements += 1
-                            self._replace(command, what.why, replacements)
-                        case _:
-                            return what
+                    verdict = self._take(what, command)
+                    if verdict is not None:
+                        return verdict
+
+    def _take(self, said: Verdict | Ready | Replace | Died, command: Run) -> Verdict | None:
+        match said:
+            case Ready():
+                self.inbox.set_deadline(Due.READY, None)
+            case Replace():
+                self._replace(command, said.why)
+            case Died(code=0, killed=False) if not self.heard:
+                # It was just leaving, as one does that has trained all weights of its base.
+                self._replace(command, "the one before had left")
+            case Died():
+                raise self._lost(said)
+            case _:
+                return said
+        return None
 
     def _conclude(self, verdict: Verdict) -> bool:
         match verdict:
@@ -211,11 +228,13 @@ class _StageRun:
             self.inbox.put(Said(trainer, Died(0, killed=False, empty=True)))
 
     def _send(self, command: Run) -> None:
+        self.heard = False
         if self.trainer is not None:
             self.trainer.send(command)
 
-    def _replace(self, command: Run, why: str, times: int) -> None:
-        if times > _MOST_REPLACEMENTS:
+    def _replace(self, command: Run, why: str) -> None:
+        self.replacements += 1
+        if self.replacements > _MOST_REPLACEMENTS:
             raise SetupError(f"a fresh trainer asked to be replaced again: {why}")
         self._log_lines("info", [f"a fresh trainer process is started: {why}"])
         self.session.end_trainer(gently=True)
@@ -268,18 +287,21 @@ class _StageRun:
             case Log():
                 recorder.log(said.level, said.line)
             case Activity():
+                self.heard = True
                 count = f" {said.done} of {said.total}" if said.total else ""
                 recorder.activity(said.what + count)
             case CheckpointSaved():
                 self.end.keeper.add(said)
                 recorder.activity("training")
             case Started():
+                self.heard = True
                 recorder.started(said.start_step, said.total_steps)
                 recorder.activity("training")
             case BaseChecked():
                 self._base_checked(trainer, said)
 
     def _base_checked(self, trainer: TrainerProcess, checked: BaseChecked) -> None:
+        self.heard = True
         self.end.recorder.trainer(trainer.pid, warm=checked.warm)
         if not checked.differences:
             self.session.loaded_base = self.claim.spec.base_model

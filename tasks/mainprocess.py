@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from gpu_worker import locks
 from gpu_worker.devices import Device
+from gpu_worker.lease import check_settings
 from models.errors import SetupError
 from models.states import Stage
 
@@ -37,21 +38,28 @@ class MainProcess:
         self._pending = 0
         self._lock = threading.Lock()
 
-    def take_device(self) -> None:
-        """Keep the device's worker lock for good. Leaves the process when another one has it."""
+    def begin(self) -> None:
+        """Leaves the process where it cannot work: wrong settings, a device in other hands."""
+        try:
+            check_settings()
+            self._take_device()
+        except SetupError as error:
+            sys.stderr.write(f"{error}\n")
+            raise SystemExit(error.exit_code) from None
+
+    def _take_device(self) -> None:
+        """Keep the device's worker lock for good."""
         if self.device is None:
             return
         path = locks.worker_lock(self.device)
         self._lock_fd = locks.take(path)
         if self._lock_fd is None:
             holder = locks.noted(path).strip() or "another process"
-            error = SetupError(
+            raise SetupError(
                 f"{self.device.uuid} is served already by {holder}",
                 where=self.worker,
                 remedy="stop that worker first, or name other devices",
             )
-            sys.stderr.write(f"{error}\n")
-            raise SystemExit(error.exit_code)
         locks.note(self._lock_fd, f"{self.worker} (pid {self.pid})\n")
 
     # Drain: main → children

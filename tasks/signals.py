@@ -46,7 +46,7 @@ def start_main_process(sender: Any, **_: object) -> None:
     use_transport_options(MAIN_PROCESS_OPTIONS)
     device = own_device()
     _main = MainProcess(str(sender.hostname), device)
-    _main.take_device()
+    _main.begin()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -176,6 +176,14 @@ def test_a_process_that_asks_to_be_replaced_is(pool: Stack) -> None:
         assert outcomes(job_id) == ["completed"]
 
 
+def test_a_process_that_leaves_between_two_jobs_costs_nobody_a_loss(pool: Stack) -> None:
+    """As one does that trained all weights: its last answer comes before its end."""
+    found = [submit("steps=2&leave=0.15&step_seconds=0", evaluate=False) for _ in range(6)]
+    for job_id in found:
+        in_state(pool, job_id, "completed")
+        assert outcomes(job_id) == ["completed"]
+
+
 def test_a_failed_stage_stops_the_chain(pool: Stack) -> None:
     job_id = submit("fail_at=4&step_seconds=0")
     failed = in_state(pool, job_id, "failed")
