@@ -4,6 +4,6 @@ Any number may run: one places at a time (an advisory lock), and every step may 
 All it knows is in Postgres; killing it loses nothing.
 """
 
-from tasks.dispatcher.loop import main, run
+from tasks.dispatcher.loop import run
 
-__all__ = ["main", "run"]
+__all__ = ["run"]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from models.errors import CeloraError, UnavailableError
 from models.queries.history import WAKE_CHANNEL
@@ -20,18 +18,6 @@ log = logging.getLogger(__name__)
 
 # How long a stop may go unnoticed while nothing happens.
 STOP_CHECK_SECONDS = 0.25
-
-
-def main() -> None:
-    """Run until SIGTERM or SIGINT."""
-    stop = threading.Event()
-
-    def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's signature)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
-    run(stop)
 
 
 def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:

@@ -287,12 +287,8 @@ def test_a_fault_in_one_pass_does_not_stop_the_others(
 
 
 def test_sigterm_stops_it_in_good_order(database: str) -> None:
-    program = (
-        "import logging; from tasks import dispatcher;"
-        "logging.basicConfig(level=logging.INFO); dispatcher.main()"
-    )
     with subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-m", "celora", "dispatcher"],
         env=os.environ | {"CELORA_DATABASE_URL": database, "CELORA_POLL_SECONDS": "30"},
         stderr=subprocess.PIPE,
         text=True,
