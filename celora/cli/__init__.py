@@ -46,7 +46,7 @@ def application(arguments: list[str]) -> typer.Typer:
     """The application with the command that `arguments` begin with, or with all of them."""
     app = typer.Typer(
         no_args_is_help=True,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
         pretty_exceptions_enable=False,  # failures.py speaks to the user
         context_settings={"help_option_names": ["-h", "--help"]},
         callback=_options,
@@ -85,6 +85,7 @@ def _options(
 ) -> None:
     """Fine-tuning as a service on your own GPUs.
 
-    [b]celora demo[/b] shows the whole of it in a few minutes; [b]celora up[/b] starts it on this
-    machine; [b]celora submit[/b] hands it a job.
+    - **celora demo** shows all of it in a few minutes
+    - **celora up** starts it on this machine
+    - **celora submit** hands it a job
     """

@@ -28,6 +28,8 @@ def run(command: Callable[[], Any]) -> int:
     except typer.TyperException as error:
         # A mistake in the command line: typer's own words, which name the option.
         context = getattr(error, "ctx", None)
+        if not error.format_message():  # no command was named: the help has been printed
+            return 2
         say_error(error.format_message())
         if context is not None:
             print(f"  What to do: {context.command_path} --help", file=sys.stderr)
