@@ -35,7 +35,7 @@ check: venv ## formatting, lint, types, import rules, and that migrations agree 
 	$(BIN)/ruff check .
 	$(RUN) mypy .
 	$(BIN)/lint-imports
-	$(RUN) pytest -q tests/migration/test_migrations_agree.py
+	$(RUN) pytest -q tests/migration -k agree
 
 bench: venv ## measure preparation, the gap between two jobs, and tokens per second
 	@$(RUN) benchmarks $(ARGS)

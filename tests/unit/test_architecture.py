@@ -66,6 +66,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
     long = {
         str(path): lines
         for path, _ in _modules(*FLOORS, "tests", "benchmarks", "examples", "docs")
+        if path.parent.name != "versions"  # a migration is one step, however many tables it makes
         if (lines := len((ROOT / path).read_text().splitlines())) > 400
     }
     assert long == {}
