@@ -1,6 +1,12 @@
-"""The random base is a model that transformers itself can read."""
+"""Bases made on the spot are models that transformers itself can read."""
 
+import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +21,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_transformers_loads_every_weight(base: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True)
+    model, info = loaded
 
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -26,7 +33,7 @@ def test_transformers_loads_every_weight(base: Path) -> None:
 def test_the_tokenizer_takes_any_text_and_renders_chats(base: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
     text = 'Wörter, 漢字 and {"a": 1}\n\ttabs'
 
     assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -45,3 +52,32 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
 
     assert first == again
     assert first != other
+
+
+def test_the_demos_base_reports_its_pretraining_and_appears_when_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "gpu_worker.trainer.tiny_base", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    ran = subprocess.run(
+        [*command, "--pretrain-steps", "3"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    *steps, end = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [(told["step"], told["total"]) for told in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert steps[0]["loss"] == pytest.approx(math.log(427), abs=1.0)  # the vocabulary's size
+    assert end == {"path": str(out)}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in out.iterdir()
+    }
+    assert list(tmp_path.iterdir()) == [out]  # nothing half-made is left
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "it exists already" in again.stderr
