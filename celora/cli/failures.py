@@ -26,13 +26,7 @@ def run(command: Callable[[], Any]) -> int:
         say_error(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        # A mistake in the command line: typer's own words, which name the option.
-        context = getattr(error, "ctx", None)
-        if not error.format_message():  # no command was named: the help has been printed
-            return 2
-        say_error(error.format_message())
-        if context is not None:
-            print(f"  What to do: {context.command_path} --help", file=sys.stderr)
+        _say_usage(error)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -47,6 +41,16 @@ def run(command: Callable[[], Any]) -> int:
         )
         return UNEXPECTED
     return answer if isinstance(answer, int) else 0
+
+
+def _say_usage(error: typer.TyperException) -> None:
+    """A mistake in the command line, in typer's own words, which name the option."""
+    if not error.format_message():  # no command was named: the help has been printed
+        return
+    say_error(error.format_message())
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(f"  What to do: {context.command_path} --help", file=sys.stderr)
 
 
 def say_error(text: str) -> None:
