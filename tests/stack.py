@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import psutil
 
+from gpu_worker import tether
+
 T = TypeVar("T")
 
 STOP_SECONDS = 30
@@ -46,10 +48,12 @@ class Stack:
         self.running: list[Running] = []
 
     def start(self, *arguments: str, name: str | None = None, **extra: str) -> Running:
-        """`celora ARGUMENTS` in the background; `extra` adds to its environment."""
-        return self.start_program(
-            [sys.executable, "-m", "celora", *arguments], name or arguments[0], **extra
-        )
+        """`celora ARGUMENTS` in the background; `extra` adds to its environment.
+
+        It gets SIGTERM when the tests are killed, so that nothing of them stays behind.
+        """
+        command = tether.command("celora", *arguments, death_signal=signal.SIGTERM)
+        return self.start_program(command, name or arguments[0], **extra)
 
     def start_program(self, command: list[str], name: str, **extra: str) -> Running:
         log = self.folder / f"{name}-{len(self.running)}.log"
