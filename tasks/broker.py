@@ -54,7 +54,7 @@ def _in_folder(folder: Path) -> dict[str, Any]:
         "processed_folder": str(processed),
         "store_processed": False,  # nobody reads what was processed, and it would grow for ever
         # Seconds between two looks into the folder. The default costs a second a stage; at 0.05 an
-        # idle worker takes under 1 % of a core.
+        # idle worker takes 0.35 % of a core (at 0.02: 0.9 %).
         "polling_interval": 0.05,
     }
 

@@ -98,8 +98,11 @@ def test_a_running_job_is_cancelled_and_its_trainer_stays_warm(pool: Stack) -> N
     assert trainer_of(attempt).is_running()
 
 
-def test_a_hanging_job_is_cancelled_by_killing(pool: Stack) -> None:
-    job_id = submit("hang_at=3&children=1&step_seconds=0")
+@pytest.mark.parametrize(
+    "script", ["hang_at=3&children=1", "checkpoint_every=2&save_seconds=60&children=1"]
+)
+def test_a_job_that_hangs_or_saves_is_cancelled_by_killing(pool: Stack, script: str) -> None:
+    job_id = submit(f"{script}&step_seconds=0")
     trainer = trainer_of(at_step(pool, job_id, 2))
     children = trainer.children()
     assert len(children) == 1
@@ -107,6 +110,16 @@ def test_a_hanging_job_is_cancelled_by_killing(pool: Stack) -> None:
         jobs.request_stop(session, job_id, StopReason.CANCEL)
     in_state(pool, job_id, "cancelled", seconds=15)
     assert all(is_gone(process) for process in (trainer, *children))
+    with transaction() as session:
+        assert products.newest_checkpoint(session, job_id) is None
+
+
+def test_a_job_is_cancelled_in_its_evaluation(pool: Stack) -> None:
+    job_id = submit("steps=2&step_seconds=0&eval_seconds=60")
+    pool.wait_until("it is evaluated", lambda: job(job_id).stage == "evaluate", seconds=20)
+    with transaction() as session:
+        jobs.request_stop(session, job_id, StopReason.CANCEL)
+    in_state(pool, job_id, "cancelled", seconds=15)
 
 
 def test_a_paused_job_writes_a_checkpoint_and_resumes_from_it(pool: Stack) -> None:

@@ -6,12 +6,17 @@ import stat
 from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
+
+from gpu_worker.lease import check_settings
 from gpu_worker.stage_end import smaller_batch
+from models.errors import SetupError
 from models.states import Stage
 from tasks.app import app
 from tasks.broker import broker_settings
 from tasks.names import EVALUATE, PREPROCESS, TRAIN
 from tasks.pipeline import ticket
+from tests.environment import variables
 
 
 def test_a_gpu_ticket_trains_and_then_evaluates_on_the_same_queue() -> None:
@@ -86,3 +91,17 @@ def test_a_smaller_micro_batch_keeps_the_effective_batch() -> None:
     assert smaller_batch(6, 18) == 3
     assert smaller_batch(7, 7) == 1
     assert smaller_batch(1, 8) is None
+
+
+@pytest.mark.parametrize(("lease", "fits"), [("20", False), ("21", True)])
+def test_a_lease_that_cannot_be_kept_is_refused(lease: str, fits: bool) -> None:  # noqa: FBT001 (a test's parameter)
+    with variables(
+        CELORA_LEASE_SECONDS=lease,
+        CELORA_RENEW_SECONDS="10",
+        CELORA_KILL_MARGIN_SECONDS="10",
+    ):
+        if fits:
+            check_settings()
+        else:
+            with pytest.raises(SetupError, match="over before it is renewed"):
+                check_settings()
