@@ -24,7 +24,8 @@ find_python() {
 
 python=$(find_python)
 if [ -z "$python" ]; then
-    echo "Celora needs Python 3.11 or newer; found: ${PYTHON:-$(python3 --version 2>&1 || echo none)}" >&2
+    found=$("${PYTHON:-python3}" --version 2>&1) || found="none"
+    echo "Celora needs Python 3.11 or newer; found: $found" >&2
     echo "  What to do: install one (apt-get install python3, or https://www.python.org)," >&2
     echo "  or name it: make PYTHON=/path/to/python3.12 …" >&2
     exit 1
