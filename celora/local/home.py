@@ -41,8 +41,15 @@ class HomeLock:
 
         What a killed one left behind gets `patience_seconds` to leave, then it is killed.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = self.path.open("a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = self.path.open("a+")
+        except OSError as error:
+            raise SetupError(
+                f"Celora's home cannot be written: {error.strerror}",
+                where=str(self.path.parent),
+                remedy="set CELORA_HOME (the demo: --home) to a folder of your own",
+            ) from None
         deadline = time.monotonic() + patience_seconds
         told = False
         while not _try_lock(handle):

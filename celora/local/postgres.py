@@ -119,7 +119,7 @@ class EmbeddedPostgres:
             raise SetupError(
                 f"the path is too long for a socket (at most {_LONGEST_SOCKET} bytes)",
                 where=str(self.socket),
-                remedy="set CELORA_HOME to a folder with a shorter path",
+                remedy="set CELORA_HOME (the demo: --home) to a folder with a shorter path",
             )
         version = self.data / "PG_VERSION"
         found = version.read_text().strip() if version.is_file() else str(MAJOR)
