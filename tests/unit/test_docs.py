@@ -77,6 +77,13 @@ def test_every_make_target_that_is_documented_exists() -> None:
                 assert name in targets, f"{page.name}: make {name}"
 
 
+def test_every_test_that_is_named_exists() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in PAGES:
+        for name in re.findall(r"`(test_\w+)`", page.read_text()):
+            assert f"def {name}(" in tests, f"{page.name}: {name}"
+
+
 def test_the_drawing_of_a_jobs_life_has_every_edge_and_no_other() -> None:
     from models.states import EDGES
 
