@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import warnings
@@ -20,6 +21,8 @@ def main() -> None:
     }
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries warn each other
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional package
 
     from gpu_worker.trainer.channel import Channel
 

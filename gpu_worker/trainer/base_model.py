@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from gpu_worker.trainer import snapshot
-from gpu_worker.trainer.failures import is_out_of_memory
+from gpu_worker.trainer.failures import cause, is_out_of_memory
 from gpu_worker.trainer.precision import Precision
 from models.errors import BaseModelError
 
@@ -134,7 +134,7 @@ def load(key: BaseKey, *, name: str) -> Base:
         if is_out_of_memory(error):
             raise
         raise BaseModelError(
-            f"the base model {name} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"the base model {name} cannot be loaded: {cause(error)}",
             where=key.path,
             remedy="check that the folder holds a causal language model with its tokenizer, "
             "in a version that this worker's transformers knows",

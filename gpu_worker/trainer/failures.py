@@ -42,19 +42,19 @@ def explain(error: BaseException, *, step: int | None = None) -> CeloraError:
     where = None if step is None else f"step {step}"
     if is_out_of_memory(error):
         return DeviceMemoryError(
-            f"memory ran out: {_cause(error)}",
+            f"memory ran out: {cause(error)}",
             where=where,
             remedy="a smaller batch_size with more gradient_accumulation, a shorter "
             "max_sequence_length, gradient_checkpointing on, or method qlora",
         )
     if _is_disk_full(error):
         return SetupError(
-            f"the disk is full: {_cause(error)}",
+            f"the disk is full: {cause(error)}",
             where=where,
             remedy="free space where CELORA_HOME lies, then retry the job",
         )
     return TrainingError(
-        f"training failed: {_cause(error)}",
+        f"training failed: {cause(error)}",
         where=where,
         remedy="the job's log holds the whole traceback",
     )
@@ -75,6 +75,7 @@ def _is_disk_full(error: BaseException) -> bool:
     return any(words in text for words in _DISK_WORDS)
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
+    """A library's own words for it, in one line."""
     text = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {text[:_CAUSE_LENGTH]}"

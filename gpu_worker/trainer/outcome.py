@@ -45,6 +45,7 @@ def result_of(
         "trainable_parameters": parameters.trainable,
         "total_parameters": parameters.total,
         "seed": job.spec.seed,
+        "base_revision": job.run.base_revision,
         "versions": versions(),
         "warm": job.warm,
         "resumed_at_step": progress.start_step,

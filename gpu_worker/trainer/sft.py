@@ -25,6 +25,7 @@ from gpu_worker.trainer.checkpoint import (
     open_checkpoint,
     require_finite,
 )
+from gpu_worker.trainer.failures import cause
 from gpu_worker.trainer.job import Job, Size, size_of, trainable_parameters
 from gpu_worker.trainer.job_trainer import Collator, JobTrainer
 from gpu_worker.trainer.measure import held_out_loss
@@ -187,7 +188,7 @@ def open_data(path: Path) -> Dataset:
         return Dataset.from_file(str(path))
     except (OSError, ValueError) as error:
         raise SetupError(
-            f"the prepared data cannot be read: {str(error).splitlines()[0]}",
+            f"the prepared data cannot be read: {cause(error)}",
             where=str(path),
             remedy="retry the job; if it fails again, remove its prepared data, which is then "
             "made anew",

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpu_worker.protocol import (
+    Activity,
     BaseChecked,
     CheckpointSaved,
     Evaluated,
@@ -531,6 +532,20 @@ def test_the_tuned_model_is_evaluated_where_it_was_trained_and_elsewhere(
     again = trained(warm.run(make_run(base, data, tmp_path / "again", **fields)))
     assert warm.checked().differences == []
     assert again.digest == result.digest
+
+
+def test_an_evaluation_stops_in_the_middle(warm: Trainer, base: Path, tmp_path: Path) -> None:
+    data = prepared_data(tmp_path / "data", eval_rows=300)
+    fields: dict[str, Any] = {"evaluate": True, "eval_generate_rows": 300}
+    run = make_run(base, data, tmp_path / "job", **fields, eval_max_new_tokens=400)
+    trained(warm.run(run))
+    warm.send(run.model_copy(update={"stage": "evaluate"}))
+    warm.wait_for(Activity)
+    warm.send(Stop(reason="cancel"))
+    assert isinstance(warm.wait_for(Stopped, Evaluated), Stopped)
+    trained(warm.run(make_run(base, data, tmp_path / "next")))
+    assert warm.checked().warm
+    assert warm.checked().differences == []
 
 
 def test_a_full_job_is_evaluated_against_its_base(base: Path, data: Path, tmp_path: Path) -> None:
