@@ -27,11 +27,12 @@ def failed(error: BaseException, *, step: int | None, in_step: bool) -> Failed:
     against exhausted memory.
     """
     explained = explain(error, step=step)
+    foreign = error is not explained or error.__cause__ is not None
     return Failed(
         error=explained.record(),
         step=step,
         out_of_memory=in_step and isinstance(explained, DeviceMemoryError),
-        traceback="".join(traceback.format_exception(error)),
+        traceback="".join(traceback.format_exception(error)) if foreign else None,
     )
 
 

@@ -55,4 +55,6 @@ def test_anything_else_is_one_short_line_with_the_traceback_apart() -> None:
 def test_our_own_errors_stay_as_they_are() -> None:
     error = SpecError("no such layer", where="target_modules", remedy="use auto")
     assert explain(error) is error
-    assert failed(error, step=None, in_step=False).error == error.record()
+    message = failed(error, step=None, in_step=False)
+    assert message.error == error.record()
+    assert message.traceback is None, "it says nothing that the sentence does not"
