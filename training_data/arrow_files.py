@@ -32,6 +32,7 @@ class TokenWriter:
         self._writer = pa.ipc.new_stream(self._file, self._schema)
         self._rows: list[TokenRow] = []
         self._tokens = 0
+        self.highest_id = -1
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +61,7 @@ class TokenWriter:
 
         ids, offsets = _joined([row.ids for row in self._rows])
         known = np.frombuffer(ids, dtype=np.int32)
+        self.highest_id = max(self.highest_id, int(known.max()))
         labels = np.full(len(ids), NO_LOSS, dtype=np.int32)
         for begin, row in zip(offsets, self._rows, strict=False):
             for start, end in row.loss:

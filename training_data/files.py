@@ -156,9 +156,10 @@ def explained(where: str, *, remote: bool) -> Iterator[None]:
                 where=where,
                 remedy="check the address, the network and the credentials of the cpu worker",
             ) from error
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, ValueError)):  # ValueError: a null byte in a path
+            reason = error.strerror if isinstance(error, OSError) else None
             raise InputError(
-                f"the file cannot be read: {error.strerror or error}",
+                f"the file cannot be read: {reason or error}",
                 where=where,
                 remedy="check the path and the disk",
             ) from error

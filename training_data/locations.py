@@ -65,17 +65,19 @@ def locate(
     dataset = dataset.removeprefix("file://").removeprefix("local://")
     if "://" in dataset:
         return _locate_url(dataset, splits, source_check)
-    path = Path(os.path.realpath(Path(dataset).expanduser()))
+    with explained(dataset, remote=False):
+        path = Path(os.path.realpath(Path(dataset).expanduser()))
+        is_there, is_folder = path.exists(), path.is_dir()
     suffixes = (*FOLDER_SUFFIXES, *COMPRESSIONS)
-    if _HUB_NAME.fullmatch(dataset) and not dataset.endswith(suffixes) and not path.exists():
+    if _HUB_NAME.fullmatch(dataset) and not dataset.endswith(suffixes) and not is_there:
         name, _, config = dataset.partition(":")
         return HubName(name, config or None, revision, splits)
     _require_allowed(path, dataset)
     if source_check is not None:
         source_check(str(path))
-    if path.is_dir():
+    if is_folder:
         return _folder(_LocalTree(path, source_check), dataset, splits)
-    if path.exists():
+    if is_there:
         return FileSet((DataFile(path.name, str(path)),))
     raise InputError(
         "there is no such file or folder",

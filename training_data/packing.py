@@ -18,7 +18,7 @@ from training_data.arrow_files import NO_LOSS
 # Rows that are packed among themselves: more would fill the last packs of a window no better
 # than by a percent, and would have to be held in memory.
 _WINDOW_ROWS = 4096
-_WINDOW_TOKENS = 1 << 21
+_WINDOW_TOKENS = 1 << 20
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

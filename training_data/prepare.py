@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models import store
-from models.errors import DataError
+from models.errors import BaseModelError, DataError
 from models.settings import settings
 from models.spec import JobSpec
 from training_data import verdict as verdicts
@@ -90,6 +90,7 @@ def prepare_rows(
             tally.add(row)
             (held_out if row.held_out else train).add(row)
     problems.raise_any(spec.dataset)
+    _require_embeddings(spec, tokenizer, max(train.highest_id, held_out.highest_id))
     if not tally.rows_train:
         raise _nothing_left(spec, rows, tokeniser, tally)
 
@@ -126,6 +127,21 @@ def _tokenizer(spec: JobSpec, folder: str, watch: Watch) -> Frozen:
     allowed = [name.strip() for name in settings().remote_code_models.split(",")]
     trusted = spec.trust_remote_code and spec.base_model in allowed
     return load(folder, trust_remote_code=trusted, watch=watch)
+
+
+def _require_embeddings(spec: JobSpec, tokenizer: Frozen, highest_id: int) -> None:
+    """Raise BaseModelError for a token that the model cannot look up.
+
+    On a GPU that would be a device assertion in the first step; embeddings are never resized.
+    """
+    if tokenizer.embeddings is not None and highest_id >= tokenizer.embeddings:
+        raise BaseModelError(
+            f"its tokenizer makes token {highest_id} of this data, but the model knows only"
+            f" {tokenizer.embeddings}",
+            where=spec.base_model,
+            remedy="put the tokenizer that belongs to the model into its folder; was a special"
+            " token added?",
+        )
 
 
 def _nothing_left(spec: JobSpec, rows: Rows, tokeniser: Tokeniser, tally: Tally) -> DataError:

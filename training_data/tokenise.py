@@ -25,7 +25,7 @@ from training_data.watch import Watch
 
 # Both bound a batch: many short rows, or few long ones.
 _BATCH_ROWS = 512
-_BATCH_CHARACTERS = 1 << 19
+_BATCH_CHARACTERS = 1 << 17
 # A text this many times longer than the tokens that are kept is measured before it is tokenised.
 _SURELY_LONG = 8
 _NOTHING: array[int] = array("i")

@@ -52,6 +52,7 @@ class Frozen:
     template: str | None
     tool_template: str | None
     digest: str
+    embeddings: int | None = None  # rows of the model's embedding matrix, where its config says
 
     @cached_property
     def backend(self) -> Any:
@@ -97,7 +98,18 @@ def load(folder: str, *, trust_remote_code: bool = False, watch: Watch | None = 
             where=folder,
             remedy="use a base model with a tokenizer.json, or save one there with transformers",
         )
-    return Frozen(**facts, digest=digest)
+    return Frozen(**facts, digest=digest, embeddings=_embeddings(Path(folder) / "config.json"))
+
+
+def _embeddings(config: Path) -> int | None:
+    try:
+        content = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return None
+    # Models of text and images keep the text model's settings in a part of their own.
+    part = content.get("text_config") if isinstance(content, dict) else None
+    size = (part if isinstance(part, dict) else content).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def tokenizer_digest(folder: str) -> str:

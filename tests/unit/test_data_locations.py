@@ -42,6 +42,12 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert "s3://" in str(raised.value)
 
 
+def test_a_path_that_is_none() -> None:
+    for path in ("a\0b.jsonl", "x" * 5000):
+        with pytest.raises(InputError, match="cannot be read"):
+            names(path)
+
+
 def test_paths_outside_the_allowed_folders_are_refused(tmp_path: Path) -> None:
     inside, outside = fill(tmp_path / "in", "a.jsonl"), fill(tmp_path / "out", "b.jsonl")
     (inside / "link.jsonl").symlink_to(outside / "b.jsonl")

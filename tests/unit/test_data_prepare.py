@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from models import store
-from models.errors import DataError, InputError
+from models.errors import BaseModelError, DataError, InputError
 from models.spec import JobSpec
 from tests.data_tokenizers import make_chat_tokenizer, make_tokenizer
 from tests.environment import variables
@@ -190,6 +196,64 @@ def test_conversations_need_a_chat_template(base: str, tmp_path: Path) -> None:
     record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(DataError, match="no chat template"):
         made(write(tmp_path / "rows.jsonl", [record]), base, tmp_path / "out")
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(rows: Path, tmp_path: Path) -> None:
+    """The tokenizer's end was added after the model was made: there is no embedding for it."""
+    base = make_tokenizer(tmp_path / "base")
+    config = json.loads((base / "tokenizer_config.json").read_text()) | {"eos_token": "<added>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    known = Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab_size()
+    (base / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": known}))
+    with pytest.raises(BaseModelError, match=f"makes token {known}"):
+        made(rows, str(base), tmp_path / "out")
+    (base / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": known + 1}))
+    assert made(rows, str(base), tmp_path / "out").verdict["rows_read"] == 200
+
+
+def served(store_url: str, base: str, folder: Path, **fields: Any) -> dict[str, Any]:
+    spec = JobSpec(base_model="base", dataset=store_url, **fields)
+    digest = input_digest(spec, base)
+    prepared = prepare(spec, tokenizer_path=base, scratch=folder)
+    assert prepared.digest == digest
+    return prepared.verdict
+
+
+def test_data_behind_urls(base: str, tmp_path: Path) -> None:
+    records = [row(n) for n in range(300)]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records), sink)
+    files = {"rows.parquet": sink.getvalue(), "rows.jsonl.gz": gzip.compress(write_bytes(records))}
+    memory = fsspec.filesystem("memory")
+    for name, content in files.items():
+        memory.pipe(f"/celora-prepare/{name}", content)
+        (tmp_path / "www").mkdir(exist_ok=True)
+        (tmp_path / "www" / name).write_bytes(content)
+    handler = partial(_Quiet, directory=str(tmp_path / "www"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            for place in ("memory://celora-prepare", address):
+                for name, content in files.items():
+                    folder = tmp_path / f"{len(place)}-{name}"
+                    verdict = served(f"{place}/{name}", base, folder)
+                    assert verdict["rows_read"] == 300
+                    assert verdict["digests"]["data"] == hashlib.sha256(content).hexdigest()
+            with pytest.raises(InputError, match="no such file"):
+                served(f"{address}/missing.jsonl", base, tmp_path / "missing")
+        finally:
+            server.shutdown()
+            memory.rm("/celora-prepare", recursive=True)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def write_bytes(records: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def test_wrong_rows_fail_with_their_lines(base: str, tmp_path: Path) -> None:

@@ -123,6 +123,15 @@ def test_wrong_lines_of_json_lines_are_told_and_the_rest_is_read(tmp_path: Path)
         assert part in what
 
 
+def test_an_object_over_several_lines_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"data": ROWS}, indent=1))
+    records, problems = read(path)
+    assert records == []
+    assert [line for line, _ in told(problems)] == [1]
+    assert "over several lines" in told(problems)[0][1]
+
+
 def test_problems_are_listed_to_a_limit_and_counted_beyond(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + "broken\n" * 120)
