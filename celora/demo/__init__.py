@@ -95,9 +95,14 @@ def _submit(job_file: Path, base: Path, scene: Scene) -> str:
 
     fields = read_spec_file(job_file) | {"base_model": str(base)}
     job = celora.submit(**fields)
-    scene.say(f"celora submit --spec {job_file} --base-model {base}")
+    scene.say(f"celora submit --spec {_short(job_file)} --base-model {_short(base)}")
     scene.say(f"submitted {job.id}")
     return job.id
+
+
+def _short(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _watch(job_id: str, stack: Any) -> Any:

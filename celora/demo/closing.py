@@ -16,6 +16,8 @@ from models.states import JobState
 if TYPE_CHECKING:
     from celora.views import Job, Sample
 
+_SHOWN = 120  # characters of an answer
+
 
 def show_result(job: Job, scene: Scene, began: float) -> int:
     """Print it; 0 when the model learned what the demo promises, else 1."""
@@ -29,7 +31,7 @@ def show_result(job: Job, scene: Scene, began: float) -> int:
     scene.console.print(_answers(record.samples), "")
     scene.say(f"adapter      {job.adapter_url}")
     scene.say(f"took         {duration(time.monotonic() - began)}")
-    _what_next(job, scene)
+    _what_next(scene)
     base, tuned = (_exact_match(record, subject) for subject in ("base", "tuned"))
     if base is not None and tuned is not None and base < BASE_BELOW and tuned >= TUNED_FROM:
         return 0
@@ -42,17 +44,19 @@ def show_result(job: Job, scene: Scene, began: float) -> int:
 
 def _answers(samples: list[Sample]) -> object:
     return table(
-        ["asked", "expected", "base model", "tuned model"],
+        ["asked", "base model", "tuned model"],
         (
-            (
-                _question(sample.prompt),
-                sample.expected,
-                _short(sample.base_answer),
-                _short(sample.tuned_answer),
-            )
+            (_question(sample.prompt), _short(sample.base_answer), _marked(sample))
             for sample in samples[:3]
         ),
     )
+
+
+def _marked(sample: Sample) -> str:
+    """The tuned model's answer, and whether it is the expected one."""
+    if (sample.tuned_answer or "").strip() == sample.expected.strip():
+        return f"✓ {_short(sample.tuned_answer)}"
+    return f"✗ {_short(sample.tuned_answer)}\n(expected {_short(sample.expected)})"
 
 
 def _question(prompt: str) -> str:
@@ -62,20 +66,20 @@ def _question(prompt: str) -> str:
 
 def _short(answer: str | None) -> str:
     text = " ".join((answer or "").split())
-    return text if len(text) <= 70 else f"{text[:69]}…"  # noqa: PLR2004 (a column's width)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _what_next(job: Job, scene: Scene) -> None:
+def _what_next(scene: Scene) -> None:
     home = settings().at_home()
     scene.say("")
     scene.say("What to run next:")
     for line, meaning in (
-        (f"export CELORA_HOME={home}", "the demo's folder; leave it out for your own ~/.celora"),
-        ("celora up", "all of Celora on this machine, until Ctrl-C"),
-        (f"celora job {job.id}", "in another terminal: all about this job"),
+        (f"export CELORA_HOME={home}", "the demo's folder"),
+        ("celora up", "all of it, until Ctrl-C"),
+        ("celora job last", "in another terminal"),
         ("celora submit --base-model … --dataset … --watch", "a job of your own"),
     ):
-        scene.say(f"  {line:<50}  # {meaning}")
+        scene.say(f"  {line:<48}  # {meaning}")
 
 
 def _exact_match(record: Record, subject: str) -> float | None:
