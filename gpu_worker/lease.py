@@ -23,19 +23,12 @@ from models.errors import CeloraError, SetupError, UnavailableError
 from models.queries import attempts
 from models.session import transaction
 from models.settings import settings
-from models.states import StopReason
+from models.states import StopReason, is_stronger
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# An attempt that was asked to leave for two reasons leaves for the stronger one.
-_STRENGTH = {
-    StopReason.DRAIN: 1,
-    StopReason.PREEMPT: 2,
-    StopReason.PAUSE: 3,
-    StopReason.CANCEL: 4,
-}
 _RETRY_SECONDS = 0.5
 
 
@@ -110,7 +103,7 @@ class Lease:
         with self._lock:
             if self._closed.is_set() or self.lost:
                 return
-            if self.stop is not None and _STRENGTH[self.stop] >= _STRENGTH[reason]:
+            if not is_stronger(reason, self.stop):
                 return
             self.stop = reason
         self._on_stop(reason)

@@ -52,6 +52,15 @@ class StopReason(StrEnum):
     DRAIN = "drain"
 
 
+# An attempt that was asked to stop for two reasons stops for the stronger one.
+_STRENGTH = (StopReason.DRAIN, StopReason.PREEMPT, StopReason.PAUSE, StopReason.CANCEL)
+
+
+def is_stronger(reason: StopReason, than: StopReason | None) -> bool:
+    """Whether `reason` replaces a stop that was asked for before."""
+    return than is None or _STRENGTH.index(reason) > _STRENGTH.index(than)
+
+
 TERMINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
 EDGES: dict[JobState, frozenset[JobState]] = {

@@ -111,6 +111,7 @@ def _jobs() -> None:
         sa.Column("result", postgresql.JSONB()),
         sa.Column("error", postgresql.JSONB()),
         sa.Column("gpu_seconds", sa.Double(), server_default="0", nullable=False),
+        sa.Column("gpu_seconds_before_retry", sa.Double(), server_default="0", nullable=False),
         _created("created_at"),
         _created("queued_at"),
         sa.Column("started_at", sa.DateTime(timezone=True)),

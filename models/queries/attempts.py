@@ -49,7 +49,7 @@ class Claim:
     overrides: dict[str, Any]  # a smaller micro-batch: {batch_size, gradient_accumulation}
     adapter_url: str | None
     start_checkpoint: Checkpoint | None  # the newest registered one; none: from step 0
-    gpu_seconds_so_far: float  # of earlier attempts; the time limit counts them
+    gpu_seconds_so_far: float  # of earlier attempts since the last retry; for the time limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def claim(
         overrides=dict(job.overrides),
         adapter_url=job.adapter_url,
         start_checkpoint=start,
-        gpu_seconds_so_far=job.gpu_seconds,
+        gpu_seconds_so_far=job.gpu_seconds - job.gpu_seconds_before_retry,
     )
 
 

@@ -17,16 +17,13 @@ from models.queries.fence import lock_job, no_such_job
 from models.queries.history import add_event
 from models.queries.settle import move, settle
 from models.spec import JobSpec
-from models.states import TERMINAL, JobState, Outcome, Stage, StopReason
+from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, is_stronger
 from models.tables import Attempt, Job, Tenant
 
 ID_PREFIX = "ftjob-"
 _ID_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 24
 _TENANT_LENGTH = 64  # characters
-
-# A stronger reason replaces a weaker one, never the other way round.
-_STRENGTH = [StopReason.DRAIN, StopReason.PREEMPT, StopReason.PAUSE, StopReason.CANCEL]
 
 
 def insert_job(
@@ -171,7 +168,7 @@ def request_stop(session: Session, job_id: str, reason: StopReason) -> Job:
     ).one_or_none()
     if live is not None and live.claimed_at is not None:
         asked = StopReason(job.stop_requested) if job.stop_requested else None
-        if asked is None or _STRENGTH.index(reason) > _STRENGTH.index(asked):
+        if is_stronger(reason, asked):
             job.stop_requested, job.stop_requested_at = reason, now
             add_event(session, job_id, "stop_requested", f"asked to stop: {reason}")
     elif live is not None:
@@ -227,6 +224,7 @@ def retry_job(session: Session, job_id: str) -> Job:
     if state is JobState.FAILED:
         move(job, now, waiting_state(Stage(job.stage)))
         job.losses = 0
+        job.gpu_seconds_before_retry = job.gpu_seconds  # else one over its time limit fails at once
         job.error = job.finished_at = None
         add_event(session, job_id, "retried", "runs again on request", wake=True)
     elif state in TERMINAL or state is JobState.PAUSED:

@@ -94,6 +94,8 @@ class Job(Base):
     result: Mapped[Json | None]  # summary of the run: losses, evaluation, versions, seconds
     error: Mapped[Json | None]  # CeloraError.record()
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
+    # `gpu_seconds` at the last explicit retry: the time limit counts from there.
+    gpu_seconds_before_retry: Mapped[float] = mapped_column(server_default="0")
 
     created_at: Mapped[Created]
     # Since when it waits for a GPU (until prepared: since it was submitted). Kept when an attempt

@@ -377,6 +377,17 @@ def test_retry_of_a_failed_job() -> None:
     assert len(place()) == 1
 
 
+def test_the_time_limit_counts_anew_after_a_retry() -> None:
+    taken = running()
+    failed = end(taken.job_id, taken.fence, Outcome.FAILED, error=WorkerLostError("late").record())
+    assert failed.gpu_seconds > 0
+    retry(taken.job_id)
+    assert len(place()) == 1
+    again = records.claimed(taken.job_id, Stage.TRAIN)
+    assert again.gpu_seconds_so_far == 0
+    assert records.job(taken.job_id).gpu_seconds == failed.gpu_seconds
+
+
 def test_retry_of_a_job_that_failed_in_preparation_prepares_again() -> None:
     job_id = submit()
     records.place_preparation()
