@@ -114,7 +114,7 @@ class ChatTemplate:
             # The template is the model's code: besides jinja's errors it can raise any of
             # Python's (a missing key, None + text) on a conversation it was not written for.
             raise RowError(
-                f"the chat template refuses this conversation: {error}",
+                f"the chat template refuses this conversation: {str(error)[:200]}",
                 "bring the messages into the order it wants, often system, user, assistant, user…",
             ) from None
         texts, blocks = rendered

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models import store
-from models.errors import BaseModelError, DataError
+from models.errors import BaseModelError, DataError, SetupError
 from models.settings import settings
 from models.spec import JobSpec
 from training_data import verdict as verdicts
@@ -29,6 +32,7 @@ __all__ = ["PreparationStopped", "Prepared", "find_cached", "input_digest", "pre
 
 # Packing makes fewer, fuller steps; below this many they are too few to learn in.
 FEWEST_PACKED_STEPS = 100
+_UNPACKED = "rows.arrow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ def prepare(
     and how many rows are; `should_stop` is asked at least every 0.5 s.
 
     Raises DataError with the problems of single rows, InputError for a path, BaseModelError for
-    a tokenizer, UnavailableError for a store, PreparationStopped when asked to stop.
+    a tokenizer, UnavailableError for a store, SetupError for a full disk, PreparationStopped
+    when asked to stop.
     """
     watch, problems = Watch(on_progress, should_stop), Problems()
     scratch.mkdir(parents=True, exist_ok=True)
@@ -79,23 +84,15 @@ def prepare_rows(
     tokenizer = _tokenizer(spec, tokenizer_path, watch)
     tokeniser = Tokeniser(spec, tokenizer, problems=problems, watch=watch)
 
-    watch.turn_to("tokenising")
-    unpacked = scratch / "rows.arrow"
-    tally = Tally()
-    with (
-        TokenWriter(unpacked, held_out=False) as train,
-        TokenWriter(scratch / "eval.arrow", held_out=True) as held_out,
-    ):
-        for row in tokeniser.tokens(rows.kept()):
-            tally.add(row)
-            (held_out if row.held_out else train).add(row)
-    problems.raise_any(spec.dataset)
-    _require_embeddings(spec, tokenizer, max(train.highest_id, held_out.highest_id))
-    if not tally.rows_train:
-        raise _nothing_left(spec, rows, tokeniser, tally)
-
-    watch.turn_to("packing", tally.rows_train)
-    sequences, packed = _pack(spec, unpacked, scratch / "train.arrow", tally.rows_train, watch)
+    with _writable(scratch):
+        watch.turn_to("tokenising")
+        tally, highest_id = _write_tokens(rows, tokeniser, scratch)
+        problems.raise_any(spec.dataset)
+        _require_embeddings(spec, tokenizer, highest_id)
+        if not tally.rows_train:
+            raise _nothing_left(spec, rows, tokeniser, tally)
+        watch.turn_to("packing", tally.rows_train)
+        sequences, packed = _pack(spec, scratch, tally.rows_train, watch)
 
     parts = digest_parts(
         spec,
@@ -112,7 +109,8 @@ def prepare_rows(
     verdict["warnings"] = verdicts.warnings(spec, rows, verdict)
     verdict["digests"] = parts
     verdict["seconds"] = round(time.monotonic() - started, 3)
-    (scratch / "verdict.json").write_text(json.dumps(verdict, ensure_ascii=False), "utf-8")
+    with _writable(scratch):
+        (scratch / "verdict.json").write_text(json.dumps(verdict, ensure_ascii=False), "utf-8")
     return Prepared(combined(parts), scratch, verdict)
 
 
@@ -127,6 +125,19 @@ def _tokenizer(spec: JobSpec, folder: str, watch: Watch) -> Frozen:
     allowed = [name.strip() for name in settings().remote_code_models.split(",")]
     trusted = spec.trust_remote_code and spec.base_model in allowed
     return load(folder, trust_remote_code=trusted, watch=watch)
+
+
+@contextmanager
+def _writable(scratch: Path) -> Iterator[None]:
+    """Raise SetupError where the scratch disk gives out. What reading raises is ours by now."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise SetupError(
+            f"the prepared data could not be written: {error}",
+            where=str(scratch),
+            remedy="free space on this disk, or set CELORA_HOME or TMPDIR to a larger one",
+        ) from error
 
 
 def _require_embeddings(spec: JobSpec, tokenizer: Frozen, highest_id: int) -> None:
@@ -166,8 +177,22 @@ def _steps(spec: JobSpec, sequences: int) -> Steps:
     )
 
 
-def _pack(spec: JobSpec, unpacked: Path, target: Path, rows: int, watch: Watch) -> tuple[int, bool]:
+def _write_tokens(rows: Rows, tokeniser: Tokeniser, scratch: Path) -> tuple[Tally, int]:
+    """Every row tokenised, counted and written; the counts and the highest token there is."""
+    tally = Tally()
+    with (
+        TokenWriter(scratch / _UNPACKED, held_out=False) as train,
+        TokenWriter(scratch / "eval.arrow", held_out=True) as held_out,
+    ):
+        for row in tokeniser.tokens(rows.kept()):
+            tally.add(row)
+            (held_out if row.held_out else train).add(row)
+    return tally, max(train.highest_id, held_out.highest_id)
+
+
+def _pack(spec: JobSpec, scratch: Path, rows: int, watch: Watch) -> tuple[int, bool]:
     """Make the training file; (sequences in it, are they packs)."""
+    unpacked, target = scratch / _UNPACKED, scratch / "train.arrow"
     few = _steps(spec, rows).total < FEWEST_PACKED_STEPS
     if spec.packing == "on" or (spec.packing == "auto" and not few):
         packs = pack_file(unpacked, target, spec.max_sequence_length, watch.look)

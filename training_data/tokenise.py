@@ -210,7 +210,7 @@ def _range(encoding: Any, span: tuple[int, int], text: str) -> tuple[int, int]:
     first = _token_at(encoding, start, text)
     last = _token_at(encoding, end, text)
     # A token may straddle the span's end; it holds some of the answer, so it belongs to it.
-    while last < len(encoding) and encoding.token_to_chars(last)[0] < end:
+    while (held := encoding.token_to_chars(last)) is not None and held[0] < end:
         last += 1
     return first, last
 

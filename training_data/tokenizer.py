@@ -132,7 +132,8 @@ def tokenizer_digest(folder: str) -> str:
 
 
 def _freeze(folder: str, target: Path, *, trust_remote_code: bool, watch: Watch) -> None:
-    command = [sys.executable, "-m", "training_data.freeze_tokenizer", folder, str(target)]
+    # -P: whatever lies in the worker's current folder is not imported.
+    command = [sys.executable, "-P", "-m", "training_data.freeze_tokenizer", folder, str(target)]
     if trust_remote_code:
         command.append("--trust-remote-code")
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}

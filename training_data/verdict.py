@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from models.spec import JobSpec
@@ -24,9 +25,13 @@ _TEMPLATES = {
 
 
 def counted(rows: Rows, tokeniser: Tokeniser | None) -> dict[str, Any]:
-    """What is known from reading alone, and why rows were dropped."""
+    """What is known from reading alone, and why rows were dropped.
+
+    The reasons: duplicate, in_evaluation_data, over_long, answer_cut_off (no token of an answer
+    is left within the limit), no_answer_to_learn (every message has weight 0).
+    """
     shape = rows.shape
-    dropped = rows.dropped + (tokeniser.dropped if tokeniser else rows.dropped.__class__())
+    dropped = rows.dropped + (tokeniser.dropped if tokeniser else Counter[str]())
     name = shape.name if shape else None
     return {
         "shape": name,

@@ -449,6 +449,24 @@ def run_python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_a_full_disk_is_told_as_such(rows: Path, base: str, tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from models.errors import SetupError
+from models.spec import JobSpec
+from training_data.prepare import prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+spec = JobSpec(base_model="base", dataset=sys.argv[2])
+try:
+    prepare(spec, tokenizer_path=sys.argv[1], scratch=Path(sys.argv[3]))
+except SetupError as error:
+    print(error)
+"""
+    made(rows, base, tmp_path / "before")  # the tokenizer is frozen, which takes more than that
+    assert "free space" in run_python(code, base, str(rows), str(tmp_path / "out"))
+
+
 def test_importing_is_light() -> None:
     heavy = "torch transformers datasets pyarrow tokenizers numpy pandas fsspec jinja2"
     run_python(

@@ -9,7 +9,7 @@ from typing import Any
 from models.errors import DataError, RowProblem
 from training_data.formats import chat, plain
 from training_data.formats.rows import Row
-from training_data.formats.values import kind
+from training_data.formats.values import kind, listed
 from training_data.problems import RowError
 
 # A shape and the roles whose columns show it, in order of preference: Alpaca's rows, for one,
@@ -108,7 +108,6 @@ def _fitting(record: dict[str, Any], mapping: Mapping[str, str]) -> str | None:
 
 def _unfit(record: dict[str, Any], absent: list[str], where: str) -> DataError:
     names = [str(name) for name in record]
-    columns = ", ".join(names) or "none"
     what = f"no column {absent[0]!r} in the data" if absent else "the rows have no known shape"
     asking = next((name for name in names if name.lower() in _ASKING), None)
     answering = next((name for name in names if name.lower() in _ANSWERING), None)
@@ -117,7 +116,7 @@ def _unfit(record: dict[str, Any], absent: list[str], where: str) -> DataError:
     else:
         example = "--map prompt=COLUMN --map completion=COLUMN"
     return DataError(
-        f"{what}; the columns are: {columns}",
+        f"{what}; the columns are: {listed(names)}",
         where=where,
         remedy="name the columns: " + example,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from training_data.problems import RowError
 
+_MOST_LISTED = 20
 _KINDS = {bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -42,8 +44,14 @@ def required_text(record: dict[str, Any], column: str) -> str:
 
 
 def missing(record: dict[str, Any], column: str) -> RowError:
-    columns = ", ".join(map(str, record)) or "none"
     return RowError(
-        f"there is no `{column}`; the row has: {columns}",
+        f"there is no `{column}`; the row has: {listed(record)}",
         "add it, or name the column that holds it, e.g. --map completion=answer",
     )
+
+
+def listed(columns: Iterable[Any]) -> str:
+    """Column names for a message, not more than a person would read."""
+    names = [str(name)[:40] for name in columns]
+    more = len(names) - _MOST_LISTED
+    return (", ".join(names[:_MOST_LISTED]) or "none") + (f" and {more} more" if more > 0 else "")
