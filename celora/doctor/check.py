@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 class Verdict(StrEnum):
@@ -18,3 +20,19 @@ class Check:
     verdict: Verdict
     said: str
     remedy: str | None = None
+
+
+def nearest(path: Path) -> Path:
+    """The folder itself, or the closest one above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def can_write(folder: Path) -> bool:
+    """By writing: root may write everywhere, and yet not to a read-only file system."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False

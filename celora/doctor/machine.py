@@ -8,9 +8,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from celora.doctor.check import Check, Verdict
+from celora.doctor.check import Check, Verdict, can_write, nearest
 from models import store
 from models.errors import UnavailableError
 from models.settings import settings
@@ -44,14 +43,14 @@ def disk() -> Iterator[Check]:
         places["artifacts"] = store.local_path(settings().artifacts_url)
     seen: set[int] = set()
     for what, place in places.items():
-        there = _nearest(place)
+        there = nearest(place)
         device = there.stat().st_dev
         if device in seen:
             continue
         seen.add(device)
         free = shutil.disk_usage(there).free
         said = f"{free / _GIB:.1f} GiB free for {what} ({place})"
-        if not os.access(there, os.W_OK):
+        if not can_write(there):
             yield Check(
                 "disk", Verdict.FAIL, f"{there} may not be written", "set CELORA_HOME elsewhere"
             )
@@ -92,10 +91,3 @@ def clock() -> Iterator[Check]:
         )
     else:
         yield Check("clock", Verdict.OK, "agrees with the database's")
-
-
-def _nearest(path: Path) -> Path:
-    """The folder itself, or the closest one above it that exists."""
-    while not path.exists():
-        path = path.parent
-    return path

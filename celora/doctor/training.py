@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from celora.doctor.check import Check, Verdict
+from celora.doctor.check import Check, Verdict, can_write
 from gpu_worker.devices import nvml
 
 _IMPORT_SECONDS = 180  # a cold disk takes its time
@@ -108,10 +108,7 @@ def model_cache() -> Iterator[Check]:
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     place = Path(os.environ.get("HF_HOME", default)).expanduser()
     models = list((place / "hub").glob("models--*"))
-    nearest = place
-    while not nearest.exists():
-        nearest = nearest.parent
-    if os.access(nearest, os.W_OK):
+    if can_write(place):
         yield Check("model cache", Verdict.OK, f"{len(models)} models in {place}")
     else:
         yield Check(
