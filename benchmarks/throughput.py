@@ -66,24 +66,24 @@ class BareScript:
 
 
 def run(*, rounds: int = ROUNDS, steps: int = STEPS) -> float:
-    """Print the table and return the ratio of the medians, job over script."""
+    """Print the table and return the ratio of the best rounds, job over script."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         base = random_base(root / "base", hidden=256, layers=2, mlp=704, vocab=2000)
         data = prepared_data(root / "data", rows=400, length=(40, 200), vocab=500)
         job, script, defaults = _measure(root, base, data, rounds=rounds, steps=steps)
-    ratio = _median(job) / _median(script)
+    ratio = _best(job) / _best(script)
     apart = max(
         abs(a - b)
         for one, other in zip(job, script, strict=True)
         for a, b in zip(one.losses, other.losses, strict=True)
     )
-    print(f"   {rounds} rounds of {steps} steps in turn, {THREADS} thread each, 2.2M parameters")
-    print(f"   {'a job':<44}{_median(job):>10,.0f} tokens/s")
-    print(f"   {'bare TRL, same recipe':<44}{_median(script):>10,.0f} tokens/s")
     print(
-        f"   {'bare TRL, recomputing activations as well':<44}{_median(defaults):>10,.0f} tokens/s"
+        f"   {rounds} rounds of {steps} steps in turn, the best of each, {THREADS} thread each, 2.2M parameters"
     )
+    print(f"   {'a job':<44}{_best(job):>10,.0f} tokens/s")
+    print(f"   {'bare TRL, same recipe':<44}{_best(script):>10,.0f} tokens/s")
+    print(f"   {'bare TRL, recomputing activations as well':<44}{_best(defaults):>10,.0f} tokens/s")
     print(f"   ratio {ratio:.2f} (aim {AIM}), losses at most {apart:.1e} apart")
     if apart > LOSS_TOLERANCE:
         print(f"   the losses differ by more than {LOSS_TOLERANCE}")
@@ -173,8 +173,9 @@ def _threads() -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
 
-def _median(rounds: list[Round]) -> float:
-    return statistics.median(r.tokens_per_second for r in rounds)
+def _best(rounds: list[Round]) -> float:
+    """Whatever else runs on the machine only ever slows a round down."""
+    return max(r.tokens_per_second for r in rounds)
 
 
 if __name__ == "__main__":
