@@ -70,7 +70,7 @@ def run(*, rounds: int = ROUNDS, steps: int = STEPS) -> float:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         base = random_base(root / "base", hidden=256, layers=2, mlp=704, vocab=2000)
-        data = prepared_data(root / "data", rows=400, length=(40, 200), vocab=500)
+        data = prepared_data(root / "data", rows=400, length=(20, 120), vocab=500)
         job, script, defaults = _measure(root, base, data, rounds=rounds, steps=steps)
     ratio = _best(job) / _best(script)
     apart = max(
@@ -79,7 +79,7 @@ def run(*, rounds: int = ROUNDS, steps: int = STEPS) -> float:
         for a, b in zip(one.losses, other.losses, strict=True)
     )
     print(
-        f"   {rounds} rounds of {steps} steps in turn, the best of each, {THREADS} thread each, 2.2M parameters"
+        f"   2.2M parameters, {THREADS} thread each, the best of {rounds} rounds of {steps} steps"
     )
     print(f"   {'a job':<44}{_best(job):>10,.0f} tokens/s")
     print(f"   {'bare TRL, same recipe':<44}{_best(script):>10,.0f} tokens/s")
