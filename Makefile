@@ -25,7 +25,7 @@ demo: venv ## fine-tune a tiny model here and now, and see it learn
 	@$(BIN)/celora demo
 
 test: venv ## run the tests, against a real RabbitMQ and a real Postgres
-	@$(RUN) pytest -m "not slow" $(ARGS)
+	@$(RUN) pytest -m "not slow" --durations 15 $(ARGS)
 
 test-slow: venv ## run the tests that take minutes
 	@$(RUN) pytest -m slow $(ARGS)

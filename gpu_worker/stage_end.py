@@ -135,6 +135,8 @@ class StageEnd:
         return self._end(Outcome.FAILED, reason=error.get("message"), step=step, error=error)
 
     def gave_up(self, why: str) -> bool:
+        """The attempt is lost; what its trainer had saved before is kept for the next one."""
+        self.keep_checkpoints()
         return self._end(Outcome.LOST, reason=why)
 
     def out_of_memory(self, failed: Failed) -> bool:

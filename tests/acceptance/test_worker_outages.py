@@ -158,7 +158,9 @@ def test_a_worker_stopped_past_its_lease_writes_nothing_more(pool: Stack) -> Non
         process.send_signal(signal.SIGCONT)
     pool.wait_until("the old trainer is dead", lambda: is_gone(trainer), seconds=5)
     in_state(pool, job_id, "completed", seconds=60)
-    assert outcomes(job_id) == ["lost", "completed"]
+    # On a busy machine so short a lease may run out once more; the promise is what was written.
+    first, *between, last = outcomes(job_id)
+    assert (first, set(between) - {"lost"}, last) == ("lost", set(), "completed")
     steps_once(job_id, 400)
 
 
