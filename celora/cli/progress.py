@@ -44,7 +44,9 @@ class Progress:
         self.trouble = None
         self.losses |= losses
         self.events += events
-        if not self._pace or self._pace[-1][1] != job.step:
+        if job.state is not JobState.RUNNING:
+            self._pace.clear()  # it waits: no time that counts for its pace
+        elif not self._pace or self._pace[-1][1] != job.step:
             self._pace.append((clock, job.step))
         while len(self._pace) > 2 and clock - self._pace[0][0] > _WINDOW_SECONDS:  # noqa: PLR2004 (two points make a pace)
             self._pace.popleft()

@@ -77,6 +77,15 @@ def test_a_resume_from_an_earlier_checkpoint_begins_the_pace_and_the_curve_anew(
     assert progress.seconds_left == pytest.approx(150.0)
 
 
+def test_the_time_in_the_queue_does_not_count() -> None:
+    progress = at_half_time()
+    progress.update(job(step=100, state="queued"), {}, [], clock=60.0)
+    progress.update(job(step=100), {}, [], clock=3600.0)
+    assert progress.seconds_left is None
+    progress.update(job(step=110), {}, [], clock=3605.0)
+    assert progress.seconds_left == pytest.approx(45.0)
+
+
 def test_there_is_no_time_left_outside_of_training() -> None:
     progress = at_half_time()
     progress.update(job(step=200, stage="evaluate"), {}, [], clock=51.0)
