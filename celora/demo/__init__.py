@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ def run(home: Path, *, devices: str | None = None) -> int:
     began = time.monotonic()
     job_file = _job_file()
     _use_home(home)
+    _forget_deleted_home(home)
     scene = Scene()
     with _terminated_as_interrupted(), _stack(scene, devices) as stack:
         scene.title("A tiny base model, made here and now")
@@ -62,6 +64,18 @@ def _use_home(home: Path) -> None:
     os.environ["CELORA_HOME"] = str(home.absolute())
     settings.cache_clear()
     engine_for.cache_clear()
+
+
+def _forget_deleted_home(home: Path) -> None:
+    """Root's database lies outside of `home` (see models/settings.py): whoever deleted the demo's
+    folder meant that as well."""
+    from celora.local.postgres import EmbeddedPostgres
+    from models.settings import settings
+
+    server = EmbeddedPostgres(settings().embedded_postgres)
+    if not home.exists() and server.folder.exists():
+        server.stop()
+        shutil.rmtree(server.folder)
 
 
 @contextmanager
