@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import celora
-from celora.demo import run
+from celora.demo import _forget_deleted_home, run
 from celora.local.postgres import EmbeddedPostgres
 from models.errors import SetupError
 from models.settings import Settings
@@ -73,3 +73,16 @@ def test_from_a_wheel_it_says_where_the_data_is(
         run(tmp_path / "home")
     assert "make demo" in str(caught.value.remedy)
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's database lies in the home itself")
+def test_the_database_of_a_deleted_home_goes_too(scene: Stack) -> None:
+    home = scene.folder / "home"
+    server = EmbeddedPostgres(Settings().embedded_postgres)
+    home.mkdir()
+    server.folder.mkdir(parents=True)
+    _forget_deleted_home(home)
+    assert server.folder.exists()
+    home.rmdir()
+    _forget_deleted_home(home)
+    assert not server.folder.exists()
