@@ -101,7 +101,7 @@ def write_rows(path: Path, rows: int, *, seed: int) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for number in range(rows):
             given = say(1, 2) if number % 5 < 2 else ""  # noqa: PLR2004 - two rows in five
-            row = {"instruction": say(1, 3), "input": given, "output": f"{number}: {say(4, 14)}"}
+            row = {"instruction": say(1, 3), "input": given, "output": f"{number}: {say(3, 11)}"}
             stream.write(json.dumps(row) + "\n")
 
 

@@ -43,6 +43,8 @@ def freeze(folder: str, *, trust_remote_code: bool) -> dict[str, Any]:
         "tokenizer": json.dumps(content, ensure_ascii=False),
         "eos": str(tokenizer.eos_token),
         "eos_id": int(tokenizer.eos_token_id),
+        "byte_level": _byte_level(content),
+        "nfc": content["normalizer"] is not None,
         "special": [token.content for token in added if token.special],
         "names": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
         "template": _template(tokenizer, tools=None),
@@ -61,6 +63,17 @@ def _keep_spaces_in_offsets(processor: dict[str, Any] | None) -> None:
         processor["trim_offsets"] = False
     for part in processor.get("processors", []):
         _keep_spaces_in_offsets(part)
+
+
+def _byte_level(content: dict[str, Any]) -> bool:
+    """Whether each token stands for as many bytes as it has letters; NFC apart, see token_spans."""
+    normalizer, splitter = content["normalizer"], content["pre_tokenizer"] or {}
+    parts = splitter.get("pretokenizers", [splitter])
+    return (
+        content["model"].get("type") == "BPE"
+        and (normalizer is None or normalizer["type"] == "NFC")
+        and any(part.get("type") == "ByteLevel" for part in parts)
+    )
 
 
 def _template(tokenizer: Any, tools: list[Any] | None) -> str | None:

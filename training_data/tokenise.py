@@ -20,6 +20,7 @@ from training_data.formats.rows import Plain
 from training_data.problems import Problems, RowError
 from training_data.rows import Kept
 from training_data.templates import Rendered, render_plain
+from training_data.token_spans import Encoded, Span, TokenRange, ruler_for
 from training_data.tokenizer import Frozen
 from training_data.watch import Watch
 
@@ -28,7 +29,6 @@ _BATCH_ROWS = 512
 _BATCH_CHARACTERS = 1 << 17
 # A text this many times longer than the tokens that are kept is measured before it is tokenised.
 _SURELY_LONG = 8
-_NOTHING: array[int] = array("i")
 
 
 @dataclass(slots=True)
@@ -73,6 +73,7 @@ class Tokeniser:
         self._problems = problems
         self._watch = watch
         self._limit = spec.max_sequence_length
+        self._ruler = ruler_for(tokenizer)
         self._opening = array("i", tokenizer.opening_ids)
         self._chat: ChatTemplate | None = None
         self.dropped: Counter[str] = Counter()
@@ -81,12 +82,11 @@ class Tokeniser:
     def tokens(self, rows: Iterable[Kept]) -> Iterator[TokenRow]:
         """Token rows in order. A row that cannot be rendered becomes a problem; once there is one
         the job has failed, and the rest is only checked. Raises DataError."""
-        encode = self._tokenizer.backend.encode_batch
         ahead: tuple[Future[list[Any]], _Batch] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
             for batch in self._batches(rows):
                 texts = [rendered.text for _, rendered in batch.rows]
-                future = thread.submit(encode, texts, add_special_tokens=False)
+                future = thread.submit(self._ruler.encode, texts)
                 if ahead is not None:
                     yield from self._finished(*ahead)
                 ahead = future, batch
@@ -143,18 +143,31 @@ class Tokeniser:
             except NotYet:
                 continue
             break
-        for (kept, rendered), encoding in zip(batch.rows, encodings, strict=True):
-            row = self._row(kept, rendered, encoding)
+        texts = [rendered.text for _, rendered in batch.rows]
+        encoded = Encoded(texts, encodings, [array("i", encoding.ids) for encoding in encodings])
+        spans = [
+            Span(number, start, end)
+            for number, (kept, rendered) in enumerate(batch.rows)
+            for start, end in _asked(kept, rendered)
+        ]
+        ranges = iter(self._ruler.ranges(encoded, spans))
+        for (kept, rendered), ids in zip(batch.rows, encoded.ids, strict=True):
+            found = [next(ranges) for _ in _asked(kept, rendered)]
+            row = self._row(kept, rendered, ids, found)
             if row is not None:
                 yield row
 
-    def _row(self, kept: Kept, rendered: Rendered, encoding: Any) -> TokenRow | None:
+    def _row(
+        self, kept: Kept, rendered: Rendered, ids: array[int], found: list[TokenRange]
+    ) -> TokenRow | None:
         """One row with labels, end and limit; None for one that is dropped, which is counted."""
-        opening = _NOTHING if rendered.whole else self._opening
-        ids = array("i", encoding.ids)
-        if opening:
-            ids[:0] = opening
-        loss = self._loss(ids, rendered, encoding, len(opening))
+        shift = 0
+        if self._opening and not rendered.whole:
+            shift = len(self._opening)
+            ids[:0] = self._opening
+        answer_token = found.pop()[0] + shift if kept.held_out else 0
+        loss = [(first + shift, last + shift) for first, last in found if first < last]
+        self._close(ids, loss, rendered)
         length = len(ids)
         reason = self._fit(ids, loss)
         if reason is not None:
@@ -165,29 +178,23 @@ class Tokeniser:
         if kept.held_out:
             start, end = rendered.answer
             row.prompt, row.answer = rendered.text[:start], rendered.text[start:end]
-            row.prompt_ids = ids[: _token_at(encoding, start, rendered.text) + len(opening)]
+            row.prompt_ids = ids[:answer_token]
             if not row.prompt_ids:
                 # A generation needs a token to start from. What stands before a text that begins
                 # with nothing is the end of another.
                 row.prompt_ids.append(self._tokenizer.eos_id)
         return row
 
-    def _loss(
-        self, ids: array[int], rendered: Rendered, encoding: Any, shift: int
-    ) -> list[tuple[int, int]]:
-        """Close the row with EOS where it is open; the ranges of tokens that carry loss."""
-        loss = []
-        for span in rendered.spans:
-            first, last = _range(encoding, span, rendered.text)
-            if first < last:
-                loss.append((first + shift, last + shift))
+    def _close(self, ids: array[int], loss: list[TokenRange], rendered: Rendered) -> None:
+        """End an open row, in place."""
         if not rendered.closed and (not ids or ids[-1] != self._tokenizer.eos_id):
             ids.append(self._tokenizer.eos_id)
             if rendered.spans and rendered.spans[-1][1] >= len(rendered.text):
                 # The answer's end is part of the answer: a model must learn to stop.
                 start = loss.pop()[0] if loss and loss[-1][1] == len(ids) - 1 else len(ids) - 1
                 loss.append((start, len(ids)))
-        return [(0, len(ids))] if self._spec.loss_on == "all" else loss
+        if self._spec.loss_on == "all":
+            loss[:] = [(0, len(ids))]
 
     def _fit(self, ids: array[int], loss: list[tuple[int, int]]) -> str | None:
         """Bring a row to the limit, in place; why it cannot stay, or None."""
@@ -204,21 +211,8 @@ class Tokeniser:
         return None
 
 
-def _range(encoding: Any, span: tuple[int, int], text: str) -> tuple[int, int]:
-    """The tokens that hold any character of a span, as positions from, up to (not with)."""
-    start, end = span
-    first = _token_at(encoding, start, text)
-    last = _token_at(encoding, end, text)
-    # A token may straddle the span's end; it holds some of the answer, so it belongs to it.
-    while (held := encoding.token_to_chars(last)) is not None and held[0] < end:
-        last += 1
-    return first, last
-
-
-def _token_at(encoding: Any, position: int, text: str) -> int:
-    """The first token that holds the character at `position`, or the next that any token holds."""
-    for place in range(position, len(text)):
-        token = encoding.char_to_token(place)
-        if token is not None:
-            return int(token)
-    return len(encoding)
+def _asked(kept: Kept, rendered: Rendered) -> tuple[TokenRange, ...]:
+    """The spans whose tokens are asked for: what is learnt, and where a held-out answer begins."""
+    if not kept.held_out:
+        return rendered.spans
+    return (*rendered.spans, (rendered.answer[0], rendered.answer[0]))

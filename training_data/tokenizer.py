@@ -35,6 +35,7 @@ _FILES = (
     "additional_chat_templates/*",
 )
 _LONGEST_FREEZE_SECONDS = 300
+_FACTS = 2  # raised by one whenever other facts are written down
 # What the freezing process may know: no database or broker URL, no key. A model's own code may
 # run in it where an administrator allowed that.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "HF_HOME")
@@ -47,6 +48,8 @@ class Frozen:
     tokenizer: str  # JSON of a `tokenizers.Tokenizer`
     eos: str
     eos_id: int
+    byte_level: bool  # a token stands for as many bytes as it has letters …
+    nfc: bool  # … of the text in Unicode's composed form
     special: Sequence[str]
     names: dict[str, str]  # bos_token, eos_token, …: what chat templates may refer to
     template: str | None
@@ -83,7 +86,8 @@ class Frozen:
 def load(folder: str, *, trust_remote_code: bool = False, watch: Watch | None = None) -> Frozen:
     """The tokenizer of a local folder. Raises BaseModelError."""
     digest = tokenizer_digest(folder)
-    key = f"{digest}-{trust_remote_code}-{version('transformers')}-{version('tokenizers')}"
+    versions = f"{version('transformers')}-{version('tokenizers')}-{_FACTS}"
+    key = f"{digest}-{trust_remote_code}-{versions}"
     name = hashlib.sha256(key.encode()).hexdigest()
     cache = settings().at_home("tokenizers")
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
