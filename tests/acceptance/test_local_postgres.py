@@ -22,6 +22,7 @@ from celora.local import binaries
 from celora.local.binaries import MAJOR
 from celora.local.postgres import EmbeddedPostgres
 from models.errors import SetupError
+from tests.ordinary_user import as_ordinary_user
 
 
 @contextmanager
@@ -174,8 +175,6 @@ def test_an_unfinished_initdb_is_begun_anew(folder: Path) -> None:
 
 
 def test_works_as_an_ordinary_user(folder: Path) -> None:
-    """As root the test becomes `nobody`, with the one right to read files, for a Python that lies
-    below root's home."""
     home = folder.parent / "home"
     home.mkdir()
     program = (
@@ -185,15 +184,7 @@ def test_works_as_an_ordinary_user(folder: Path) -> None:
         "assert server.start(); server.connect('celora', 'celora').close(); server.stop()\n"
         "assert server.running_pid() is None; print('done')"
     )
-    command = [sys.executable, "-c", program]
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("setpriv (util-linux) is not here to become an ordinary user")
-        os.chown(home, 65534, 65534)
-        command = [
-            "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-            "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", *command,
-        ]  # fmt: skip
+    command = as_ordinary_user([sys.executable, "-c", program], home)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CELORA_")}
     done = subprocess.run(
         command,

@@ -23,6 +23,7 @@ import pytest
 from celora.local.postgres import EmbeddedPostgres
 from models.settings import Settings
 from tests.environment import variables
+from tests.ordinary_user import as_ordinary_user
 from tests.stack import Running, Stack
 
 UP = ("up", "--devices", "cpu:2")
@@ -164,17 +165,7 @@ def test_a_device_that_is_not_there(local: Stack) -> None:
 
 
 def test_up_works_as_an_ordinary_user(local: Stack) -> None:
-    """As root the test becomes `nobody`, with the one right to read files, for a Python that lies
-    below root's home."""
-    command = [sys.executable, "-m", "celora"]
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("setpriv (util-linux) is not here to become an ordinary user")
-        command = [
-            "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-            "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", *command,
-        ]  # fmt: skip
-        os.chown(local.folder, 65534, 65534)
+    command = as_ordinary_user([sys.executable, "-m", "celora"], local.folder)
     up = local.start_program([*command, *UP], "up")
     local.wait_until("celora up is ready", lambda: "\nready" in up.said(), seconds=120)
     assert f"PostgreSQL   started: {local.folder / 'home' / 'postgres'}" in up.said()
