@@ -22,8 +22,11 @@ from typing import Any
 sys.modules["torch"] = None  # type: ignore[assignment]
 
 
-def freeze(folder: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    """What tokenising needs to know, JSON types only. Raises ValueError with the reason."""
+def freeze(folder: str, target: Path, *, trust_remote_code: bool) -> dict[str, Any]:
+    """Write the tokenizer to `target`; what else tokenising needs to know, JSON types only.
+
+    Raises ValueError with the reason where a tokenizer cannot be used.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
@@ -39,8 +42,8 @@ def freeze(folder: str, *, trust_remote_code: bool) -> dict[str, Any]:
     content = json.loads(backend.to_str())
     _keep_spaces_in_offsets(content.get("post_processor"))
     added = backend.get_added_tokens_decoder().values()
+    write(target, content)
     return {
-        "tokenizer": json.dumps(content, ensure_ascii=False),
         "eos": str(tokenizer.eos_token),
         "eos_id": int(tokenizer.eos_token_id),
         "byte_level": _byte_level(content),
@@ -83,14 +86,24 @@ def _template(tokenizer: Any, tools: list[Any] | None) -> str | None:
         return None
 
 
+def write(target: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: another process may freeze the same tokenizer."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    partial.rename(target)
+
+
 def main(folder: str, target: str, *options: str) -> None:
+    """Leaves TARGET.tokenizer.json and then TARGET.json, which holds the facts or the error."""
     try:
-        result = freeze(folder, trust_remote_code="--trust-remote-code" in options)
+        facts = freeze(
+            folder,
+            Path(f"{target}.tokenizer.json"),
+            trust_remote_code="--trust-remote-code" in options,
+        )
     except Exception as error:  # noqa: BLE001 - whatever a model's files provoke, the reason is told
-        result = {"error": f"{type(error).__name__}: {error}"}
-    partial = f"{target}.{os.getpid()}"
-    Path(partial).write_text(json.dumps(result), encoding="utf-8")
-    Path(partial).rename(target)
+        facts = {"error": f"{type(error).__name__}: {error}"}
+    write(Path(f"{target}.json"), facts)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _FILES = (
     "additional_chat_templates/*",
 )
 _LONGEST_FREEZE_SECONDS = 300
-_FACTS = 2  # raised by one whenever other facts are written down
+_FACTS = 1  # raised by one whenever other facts are written down
 # What the freezing process may know: no database or broker URL, no key. A model's own code may
 # run in it where an administrator allowed that.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "HF_HOME")
@@ -45,7 +45,7 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "HF_HO
 class Frozen:
     """A tokenizer as facts: how to tokenise, which tokens are special, how a chat is written."""
 
-    tokenizer: str  # JSON of a `tokenizers.Tokenizer`
+    path: str  # of the `tokenizers` JSON file
     eos: str
     eos_id: int
     byte_level: bool  # a token stands for as many bytes as it has letters …
@@ -62,7 +62,7 @@ class Frozen:
         """The `tokenizers.Tokenizer`."""
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(self.tokenizer)
+        return Tokenizer.from_file(self.path)
 
     @cached_property
     def opening_ids(self) -> list[int]:
@@ -88,21 +88,26 @@ def load(folder: str, *, trust_remote_code: bool = False, watch: Watch | None = 
     digest = tokenizer_digest(folder)
     versions = f"{version('transformers')}-{version('tokenizers')}-{_FACTS}"
     key = f"{digest}-{trust_remote_code}-{versions}"
-    name = hashlib.sha256(key.encode()).hexdigest()
     cache = settings().at_home("tokenizers")
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target = cache / f"{name}.json"
-    if not target.exists():
-        _freeze(folder, target, trust_remote_code=trust_remote_code, watch=watch or Watch())
-    facts = json.loads(target.read_text(encoding="utf-8"))
+    frozen = cache / hashlib.sha256(key.encode()).hexdigest()
+    known, tokenizer = frozen.with_suffix(".json"), frozen.with_suffix(".tokenizer.json")
+    if not (known.exists() and tokenizer.exists()):
+        _freeze(folder, frozen, trust_remote_code=trust_remote_code, watch=watch or Watch())
+    facts = json.loads(known.read_text(encoding="utf-8"))
     if "error" in facts:
-        target.unlink(missing_ok=True)
+        known.unlink(missing_ok=True)
         raise BaseModelError(
             f"the tokenizer cannot be used: {facts['error']}",
             where=folder,
             remedy="use a base model with a tokenizer.json, or save one there with transformers",
         )
-    return Frozen(**facts, digest=digest, embeddings=_embeddings(Path(folder) / "config.json"))
+    return Frozen(
+        path=str(tokenizer),
+        **facts,
+        digest=digest,
+        embeddings=_embeddings(Path(folder) / "config.json"),
+    )
 
 
 def _embeddings(config: Path) -> int | None:
@@ -153,7 +158,7 @@ def _freeze(folder: str, target: Path, *, trust_remote_code: bool, watch: Watch)
             said = _wait(process, watch)
         finally:
             process.kill()
-    if not target.exists():
+    if not target.with_suffix(".json").exists():
         raise BaseModelError(
             f"the tokenizer could not be loaded: {said[-300:].strip() or 'no reason given'}",
             where=folder,
