@@ -36,9 +36,10 @@ def up(
             hurry.set()
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
-            signal.signal(number, ask)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        signal.signal(signal.SIGHUP, ask)
     stack = Stack(devices=devices, say=_say, hurry=hurry.is_set)
     stack.take_home()
     try:
