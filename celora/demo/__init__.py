@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from models.errors import CeloraError, SetupError
 
 # What the demo promises: nothing known before, most of it known after.
 BASE_BELOW, TUNED_FROM = 0.10, 0.80
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(home: Path, *, devices: str | None = None) -> int:
@@ -27,7 +29,7 @@ def run(home: Path, *, devices: str | None = None) -> int:
     _use_home(home)
     _forget_deleted_home(home)
     scene = Scene()
-    with _terminated_as_interrupted(), _stack(scene, devices) as stack:
+    with _interruptible(), _stack(scene, devices) as stack:
         scene.title("A tiny base model, made here and now")
         base = make_base(home, scene)
         scene.title("A LoRA job on it, through the ordinary API")
@@ -83,7 +85,8 @@ def _stack(scene: Scene, devices: str | None) -> Iterator[Any]:
     from celora.local.stack import Stack
 
     scene.title("Celora on this machine: database, broker, dispatcher, workers")
-    stack = Stack(devices=devices, say=scene.say)
+    hurry = threading.Event()
+    stack = Stack(devices=devices, say=scene.say, hurry=hurry.is_set)
     stack.take_home()
     try:
         stack.start()
@@ -91,6 +94,8 @@ def _stack(scene: Scene, devices: str | None) -> Iterator[Any]:
         stack.wait_ready()
         yield stack
     finally:
+        # A second Ctrl-C must not leave half of it running: it only hurries the stop.
+        _handle(lambda *_: hurry.set())
         scene.say("stopping everything that was started")
         stack.stop()
 
@@ -136,14 +141,21 @@ def _cancel(job_id: str) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that everything is stopped."""
+def _interruptible() -> Iterator[None]:
+    """Each signal that ends a program unwinds it, so that everything is stopped."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _handle(interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handle(handler: Callable[..., None]) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, handler)
