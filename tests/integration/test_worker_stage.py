@@ -194,7 +194,9 @@ def test_a_jobs_tracker_is_fed(home: Path, worker: Callable[[], GpuSession]) -> 
     assert run_stage(session, job.job_id, job.fence, Stage.TRAIN)
     assert run_stage(session, job.job_id, job.fence, Stage.EVALUATE)
     assert trackers.wait(20)
-    assert list((home / "home").glob(f"**/{job.job_id}/**/events.out.tfevents.*"))
+    # Below its own folder alone: the work folder is being removed meanwhile.
+    runs = home / "home" / "tensorboard"
+    assert list(runs.glob(f"*/{job.job_id}/**/events.out.tfevents.*"))
 
 
 def test_a_stage_runs_once_however_many_tickets_come(worker: Callable[[], GpuSession]) -> None:
