@@ -49,6 +49,10 @@ def submit(
             remedy="name a real base model; tests set CELORA_ALLOW_SCRIPTED=true",
         )
     with transaction() as session:
+        if whole.after is not None:
+            whole = whole.model_copy(
+                update={"after": job_queries.resolve_job_id(session, whole.after)}
+            )
         row = job_queries.insert_job(
             session,
             whole,

@@ -66,6 +66,13 @@ class SpecFields(DataFields, total=False):
     eval_max_new_tokens: int
     eval_answer_pattern: str | None
     priority: int
+    urgent: bool
+    preemptible: bool
+    gpu_memory_gb: float | None
+    gpu_model: str | None
+    gpu_labels: dict[str, str]
+    after: str | None
+    start_from_adapter: bool
     gpus: Literal[1]
     track: tuple[Tracker, ...]
     track_project: str | None

@@ -64,6 +64,14 @@ class Settings(BaseSettings):
     usage_half_life_seconds: float = Field(
         86_400, gt=0, description="half-life of a tenant's GPU use in the fair share"
     )
+    priority_ageing_seconds: float = Field(
+        3_600, gt=0, description="waiting that is worth as much as one step of priority"
+    )
+    warm_head_start_seconds: float = Field(
+        30,
+        ge=0,
+        description="how much earlier a job may go because its base model is loaded on a free GPU",
+    )
     max_row_problems: int = Field(
         50, ge=1, description="row problems listed before the rest is counted"
     )

@@ -163,7 +163,29 @@ class JobSpec(BaseModel):
     )
 
     # Placement and records
-    priority: int = Field(0, ge=-100, le=100, description="higher goes first within a tenant")
+    priority: int = Field(
+        0, ge=-100, le=100, description="higher goes first within a tenant; waiting counts as well"
+    )
+    urgent: bool = Field(
+        default=False, description="goes first, and may take the GPU of a preemptible job"
+    )
+    preemptible: bool = Field(
+        default=False,
+        description="may be put back into the queue, with a checkpoint, for an urgent job",
+    )
+    gpu_memory_gb: float | None = Field(
+        None, gt=0, le=10_000, description="memory the GPU must have, in GB (10⁹ bytes)"
+    )
+    gpu_model: str | None = Field(
+        None, min_length=1, max_length=100, description="part of the GPU model's name: H100"
+    )
+    gpu_labels: dict[str, str] = Field(
+        default_factory=dict, description="labels the GPU must carry: {zone: a}"
+    )
+    after: str | None = Field(None, description="id of a job that has to complete first")
+    start_from_adapter: bool = Field(
+        default=False, description="begin with the adapter of the job named in `after`"
+    )
     gpus: Literal[1] = Field(1, description="devices per job; reserved, always 1")
     track: tuple[Tracker, ...] = Field((), description="trackers fed beside Postgres")
     track_project: str | None = Field(None, description="project or experiment name there")
@@ -203,6 +225,10 @@ class JobSpec(BaseModel):
             raise ValueError("target_modules: a quantised base takes no adapter on lm_head")
         if self.bf16_pure and self.method != "full":
             raise ValueError("bf16_pure: only for method 'full'")
+        if self.start_from_adapter and self.after is None:
+            raise ValueError("start_from_adapter: name the job in `after`")
+        if self.start_from_adapter and self.method == "full":
+            raise ValueError("start_from_adapter: method 'full' has no adapter")
         return self
 
     @property
@@ -228,6 +254,15 @@ class JobSpec(BaseModel):
     def resolved_warmup_steps(self, total_steps: int) -> int:
         """Warm-up for a run of `total_steps`: never more than a tenth of it."""
         return min(self.warmup_steps, total_steps // 10)
+
+
+def stored_spec(fields: dict[str, Any]) -> JobSpec:
+    """A JobSpec from a job's row. Fields that a later version added are passed over.
+
+    Workers and dispatchers of two versions share the rows while a deploy is under way.
+    """
+    known = {name: value for name, value in fields.items() if name in JobSpec.model_fields}
+    return JobSpec.model_validate(known)
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:

@@ -83,7 +83,7 @@ def place_preparation(limit: int = 8) -> int:
 
 def place() -> list[Placement]:
     with transaction() as session:
-        return placement.place_jobs(session, stale_seconds=STALE_SECONDS, half_life_seconds=86_400)
+        return placement.place_jobs(session, stale_seconds=STALE_SECONDS)
 
 
 def claim(

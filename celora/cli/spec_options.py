@@ -27,7 +27,7 @@ _PANELS = {
     "priority": "Placement and records",
 }
 _OTHER_NAMES = {"columns": ("--map", "--columns")}
-_METAVARS = {"columns": "ROLE=COLUMN", "metadata": "KEY=VALUE"}
+_METAVARS = {"columns": "ROLE=COLUMN", "gpu_labels": "KEY=VALUE", "metadata": "KEY=VALUE"}
 
 
 def with_spec_options(

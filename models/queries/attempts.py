@@ -15,7 +15,7 @@ from models.queries.fence import lock_job, require_fence, stale
 from models.queries.history import add_event
 from models.queries.products import newest_checkpoint
 from models.queries.settle import move, settle
-from models.spec import JobSpec
+from models.spec import JobSpec, stored_spec
 from models.states import JobState, Outcome, Stage, StopReason
 from models.tables import Attempt, Checkpoint, Gpu, Job
 
@@ -49,6 +49,7 @@ class Claim:
     overrides: dict[str, Any]  # a smaller micro-batch: {batch_size, gradient_accumulation}
     adapter_url: str | None
     start_checkpoint: Checkpoint | None  # the newest registered one; none: from step 0
+    start_adapter_url: str | None  # the adapter to begin with, of the job in `spec.after`
     gpu_seconds_so_far: float  # of earlier attempts since the last retry; for the time limit
 
 
@@ -105,12 +106,13 @@ def claim(
         move(job, now, JobState.RUNNING)
         job.started_at = job.started_at or now
     add_event(session, job_id, "claimed", f"{stage}: {worker} has it", data={"fence": fence})
+    spec = stored_spec(job.spec)
     return Claim(
         attempt_id=attempt_id,
         job_id=job_id,
         fence=fence,
         stage=stage,
-        spec=JobSpec.model_validate(job.spec),
+        spec=spec,
         tenant=job.tenant.name,
         prepared_url=job.prepared_url,
         data_digest=job.data_digest,
@@ -118,6 +120,7 @@ def claim(
         overrides=dict(job.overrides),
         adapter_url=job.adapter_url,
         start_checkpoint=start,
+        start_adapter_url=_adapter_of(session, spec.after) if spec.start_from_adapter else None,
         gpu_seconds_so_far=job.gpu_seconds - job.gpu_seconds_before_retry,
     )
 
@@ -248,6 +251,10 @@ def end_session_attempts(session: Session, gpu_id: int, keep_session: str) -> li
         session, job, now, Outcome.LOST, only_if=older, reason="the GPU's worker started anew"
     )
     return [job_id] if ended else []
+
+
+def _adapter_of(session: Session, job_id: str | None) -> str | None:
+    return session.scalar(select(Job.adapter_url).where(Job.id == job_id))
 
 
 def _claim_row(

@@ -6,19 +6,22 @@ import secrets
 import string
 from collections.abc import Iterable
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from models.ending import waiting_state
 from models.errors import InputError, NotFoundError, SpecError, StateError
+from models.queries.dependencies import predecessor
 from models.queries.fence import lock_job, no_such_job
 from models.queries.history import add_event
+from models.queries.lanes import lane_of
 from models.queries.settle import move, settle
 from models.spec import JobSpec
 from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, is_stronger
 from models.tables import Attempt, Job, Tenant
+from models.turns import head_start
 
 ID_PREFIX = "ftjob-"
 _ID_LETTERS = string.ascii_letters + string.digits
@@ -54,6 +57,9 @@ def insert_job(
             base_model=spec.base_model,
             method=spec.method,
             priority=spec.priority,
+            lane_id=lane_of(session, owner.id, user, spec),
+            turn_at=func.now() - head_start(spec.priority),
+            waits_for=predecessor(session, owner.id, spec),
         )
         .on_conflict_do_nothing(index_elements=["tenant_id", "idempotency_key"])
         .returning(Job)

@@ -7,58 +7,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.queries.fence import Exclusive, try_exclusive
+from models.queries.lanes import fitting
+from models.queries.shares import SHARES, USER_LIMIT, share_parameters
+from models.settings import settings
 from models.states import Stage
 
-# What a placement counts before it has used anything, in GPU-seconds: without it the tenant with
-# the smallest sum would get every GPU that is free at that moment, and hold them all for hours.
-PLACEMENT_CHARGE_SECONDS = 60.0
+# How many jobs of the tenant whose turn it is are looked at, for one whose base is loaded already.
+_LOOK_AHEAD = 8
 
-# A tenant's share: recent use (decayed to now), what its live attempts have used so far, and the
-# charge for each, over its weight. The smallest goes first. All at one instant, so that equal use
-# is equal.
-TENANT_SHARES = """
-    live AS (
-        SELECT jobs.tenant_id,
-               count(*) * :placement_charge + sum(extract(
-                   epoch FROM statement_timestamp() - coalesce(claimed_at, statement_timestamp())
-               )) AS gpu_seconds
-        FROM attempts JOIN jobs ON jobs.id = attempts.job_id
-        WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NOT NULL
-        GROUP BY jobs.tenant_id
-    ), shares AS (
-        SELECT tenants.id AS tenant_id, weight,
-               coalesce(live.gpu_seconds, 0) + usage_gpu_seconds * power(0.5, least(
-                   100, extract(epoch FROM statement_timestamp() - usage_at) / :half_life
-               )) AS gpu_seconds
-        FROM tenants LEFT JOIN live ON live.tenant_id = tenants.id
-    )
-"""
-
-# The probe reads ix_jobs_queue from its front, for each tenant: it costs the same with a thousand
-# and a million jobs queued. It passes over the few jobs that are placed and not yet claimed.
-_BEST_JOB = text(f"""
-    WITH {TENANT_SHARES}
-    SELECT best.id, best.base_model
-    FROM shares CROSS JOIN LATERAL (
-        SELECT id, base_model FROM jobs
-        WHERE jobs.tenant_id = shares.tenant_id AND state = 'queued'
-          AND NOT EXISTS (
-              SELECT FROM attempts WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
-          AND id <> ALL (CAST(:passed_over AS text[]))
-        ORDER BY priority DESC, queued_at, id
-        LIMIT 1
+# Tenants in the order of their shares, and for each the front of every lane that may go: neither
+# over a limit, nor asking for a GPU that is not free. Each probe reads ix_jobs_queued_turn from its
+# front, so it costs the same with a thousand and a million jobs queued; it passes over the few jobs
+# that are placed and not yet claimed. Sorted by tenant first, the lanes of the next tenant are not
+# even looked at when the first one has enough.
+_BEST_JOBS = text(f"""
+    WITH {SHARES}
+    SELECT shares.tenant_id, best.id, best.base_model, best.turn_at, best.need_id
+    FROM (
+        SELECT tenant_id, gpu_seconds / weight AS share FROM shares
+        WHERE over_limit IS NULL
+        ORDER BY share, tenant_id
+    ) AS shares
+    CROSS JOIN LATERAL (
+        SELECT front.*, lanes.need_id
+        FROM lanes
+        JOIN tenants ON tenants.id = lanes.tenant_id
+        JOIN users ON users.id = lanes.user_id
+        LEFT JOIN live AS held
+            ON held.tenant_id = users.tenant_id AND held.user_name = users.name
+        CROSS JOIN LATERAL (
+            SELECT id, base_model, turn_at FROM jobs
+            WHERE lane_id = lanes.id AND state = 'queued' AND waits_for IS NULL
+              AND NOT EXISTS (
+                  SELECT FROM attempts
+                  WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
+              AND id <> ALL (CAST(:passed_over AS text[]))
+            ORDER BY turn_at, id
+            LIMIT :look_ahead
+        ) AS front
+        WHERE lanes.tenant_id = shares.tenant_id AND lanes.urgent = :urgent
+          AND lanes.need_id = ANY (CAST(:need_ids AS bigint[]))
+          AND {USER_LIMIT} IS NULL
+        ORDER BY front.turn_at, front.id
+        LIMIT :look_ahead
     ) AS best
-    ORDER BY shares.gpu_seconds / weight, shares.tenant_id
-    LIMIT 1
-""")  # noqa: S608 (joined from constants of this file)
+    ORDER BY shares.share, shares.tenant_id, best.turn_at, best.id
+    LIMIT :look_ahead
+""")  # noqa: S608 (joined from constants)
 
 _FREE_GPUS = text("""
-    SELECT id, queue, loaded_base FROM gpus
+    SELECT id, queue, loaded_base, memory_bytes,
+           (SELECT count(*) FROM jsonb_object_keys(labels)) AS labels
+    FROM gpus
     WHERE reported = 'idle' AND NOT cordoned AND stopped_at IS NULL
       AND heartbeat_at > clock_timestamp() - make_interval(secs => :stale_seconds)
       AND NOT EXISTS (
@@ -67,31 +73,64 @@ _FREE_GPUS = text("""
     FOR NO KEY UPDATE SKIP LOCKED
 """)
 
-# Tenants take turns, each with its own best first, so that a flood of one holds up no other.
+# Tenants take turns, each with its own best first, so that a flood of one holds up no other. Jobs
+# beyond `max_queued_jobs` of their tenant or user stay here until others have begun.
 _NEXT_TO_PREPARE = text("""
     WITH preparing AS (
-        SELECT jobs.tenant_id, count(*) AS jobs
+        SELECT jobs.tenant_id, jobs.user_name, count(*) AS jobs
         FROM attempts JOIN jobs ON jobs.id = attempts.job_id
         WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NULL
-        GROUP BY jobs.tenant_id
+        GROUP BY jobs.tenant_id, jobs.user_name
     ), room AS (
         SELECT greatest(0, :in_flight - coalesce(sum(jobs), 0)) AS jobs FROM preparing
-    )
-    SELECT next.id
-    FROM tenants LEFT JOIN preparing ON preparing.tenant_id = tenants.id
-    CROSS JOIN LATERAL (
-        SELECT id, queued_at, row_number() OVER () + coalesce(preparing.jobs, 0) AS turn
-        FROM (
-            SELECT id, queued_at FROM jobs
-            WHERE jobs.tenant_id = tenants.id AND state = 'pending'
+    ), limits AS (
+        SELECT users.id AS user_id, users.name, tenants.id AS tenant_id,
+               tenants.max_queued_jobs AS of_tenant,
+               coalesce(users.max_queued_jobs, tenants.user_max_queued_jobs) AS of_user
+        FROM users JOIN tenants ON tenants.id = users.tenant_id
+        WHERE (SELECT jobs FROM room) > 0
+    ), fronts AS (
+        SELECT front.id, front.turn_at, limits.*
+        FROM limits JOIN lanes ON lanes.user_id = limits.user_id
+        CROSS JOIN LATERAL (
+            SELECT id, turn_at FROM jobs
+            WHERE lane_id = lanes.id AND state = 'pending'
               AND NOT EXISTS (
                   SELECT FROM attempts
                   WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
-            ORDER BY priority DESC, queued_at, id
+            ORDER BY turn_at, id
             LIMIT (SELECT jobs FROM room)
         ) AS front
-    ) AS next
-    ORDER BY next.turn, next.queued_at
+    ), ahead AS (
+        -- Counted up to the limit, and only where there is one.
+        SELECT user_id, tenant_id, of_user, of_tenant,
+               (SELECT coalesce(sum(jobs), 0) FROM preparing
+                WHERE preparing.tenant_id = limits.tenant_id AND user_name = limits.name
+               ) AS preparing_of_user,
+               (SELECT coalesce(sum(jobs), 0) FROM preparing
+                WHERE preparing.tenant_id = limits.tenant_id) AS preparing_of_tenant,
+               (SELECT count(*) FROM (
+                    SELECT FROM lanes JOIN jobs ON jobs.lane_id = lanes.id
+                    WHERE lanes.user_id = limits.user_id
+                      AND jobs.state = 'queued' AND jobs.waits_for IS NULL
+                    LIMIT coalesce(of_user, 0)) AS counted) AS queued_of_user,
+               (SELECT count(*) FROM (
+                    SELECT FROM lanes JOIN jobs ON jobs.lane_id = lanes.id
+                    WHERE lanes.tenant_id = limits.tenant_id
+                      AND jobs.state = 'queued' AND jobs.waits_for IS NULL
+                    LIMIT coalesce(of_tenant, 0)) AS counted) AS queued_of_tenant
+        FROM limits WHERE user_id IN (SELECT user_id FROM fronts)
+    ), turns AS (
+        SELECT fronts.id, turn_at, ahead.*,
+               row_number() OVER (PARTITION BY fronts.user_id ORDER BY turn_at, id) AS of_users,
+               row_number() OVER (PARTITION BY fronts.tenant_id ORDER BY turn_at, id) AS of_tenants
+        FROM fronts JOIN ahead ON ahead.user_id = fronts.user_id
+    )
+    SELECT id FROM turns
+    WHERE (of_user IS NULL OR of_users + preparing_of_user + queued_of_user <= of_user)
+      AND (of_tenant IS NULL
+           OR of_tenants + preparing_of_tenant + queued_of_tenant <= of_tenant)
+    ORDER BY of_tenants + preparing_of_tenant, turn_at, id
     LIMIT (SELECT jobs FROM room)
 """)
 
@@ -111,7 +150,7 @@ _PLACE = text("""
         UPDATE jobs SET fence = fence + 1
         FROM locked WHERE jobs.id = locked.id
         RETURNING jobs.id, jobs.fence, jobs.stage, locked.gpu_id, locked.queue,
-                  coalesce(CAST(jobs.spec ->> 'evaluate' AS boolean), true) AS evaluate
+                  coalesce(jobs.spec ->> 'evaluate', 'true') <> 'false' AS evaluate
     ), attempt AS (
         INSERT INTO attempts (job_id, fence, gpu_id, first_stage)
         SELECT id, fence, gpu_id, stage FROM placed
@@ -144,6 +183,17 @@ class _FreeGpu:
     id: int
     queue: str
     loaded_base: str | None
+    memory_bytes: int
+    labels: int  # how many it carries
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    tenant_id: int
+    id: str
+    base_model: str
+    turn_at: datetime
+    need_id: int
 
 
 def place_preprocess(session: Session, limit: int, *, queue: str = "celora.cpu") -> int:
@@ -159,9 +209,7 @@ def place_preprocess(session: Session, limit: int, *, queue: str = "celora.cpu")
     return len(_place(session, "pending", job_ids, [None] * len(job_ids), [queue] * len(job_ids)))
 
 
-def place_jobs(
-    session: Session, *, stale_seconds: float, half_life_seconds: float
-) -> list[Placement]:
+def place_jobs(session: Session, *, stale_seconds: float) -> list[Placement]:
     """Give every free GPU its job: the best job first, then the GPU that suits it best.
 
     Free: a heartbeat younger than `stale_seconds` on the database's clock, reported idle, not
@@ -170,20 +218,15 @@ def place_jobs(
     if not try_exclusive(session, Exclusive.PLACE):
         return []
     free = [_FreeGpu(*row) for row in session.execute(_FREE_GPUS, {"stale_seconds": stale_seconds})]
+    fits = fitting(session, [gpu.id for gpu in free]) if free else set()
     placements: list[Placement] = []
     passed_over: list[str] = []
     while free:
-        best = session.execute(
-            _BEST_JOB,
-            {
-                "placement_charge": PLACEMENT_CHARGE_SECONDS,
-                "half_life": half_life_seconds,
-                "passed_over": passed_over,
-            },
-        ).one_or_none()
+        suits = {need: [gpu for gpu in free if (need, gpu.id) in fits] for need, _ in fits}
+        best = _best_job(session, suits, passed_over)
         if best is None:
             break
-        gpu = _best_gpu(free, best.base_model)
+        gpu = _best_gpu(suits[best.need_id], best.base_model)
         placed = _place(session, "queued", [best.id], [gpu.id], [gpu.queue])
         if placed:
             placements += placed
@@ -193,9 +236,49 @@ def place_jobs(
     return placements
 
 
-def _best_gpu(free: Sequence[_FreeGpu], base_model: str) -> _FreeGpu:
-    """One that has the job's base in memory, else one whose memory holds none that others want."""
-    return min(free, key=lambda gpu: (gpu.loaded_base != base_model, gpu.loaded_base is not None))
+def _best_job(
+    session: Session, suits: dict[int, list[_FreeGpu]], passed_over: list[str]
+) -> _Candidate | None:
+    """The next job: an urgent one first, else by share and turn, with a short head start for one
+    of the same tenant that finds its base model loaded."""
+    for urgent in (True, False):
+        rows = session.execute(
+            _BEST_JOBS,
+            {
+                **share_parameters(),
+                "urgent": urgent,
+                "need_ids": [need for need, gpus in suits.items() if gpus],
+                "passed_over": passed_over,
+                "look_ahead": _LOOK_AHEAD,
+            },
+        ).all()
+        if rows:
+            first, *others = [_Candidate(*row) for row in rows]
+            head_start = timedelta(seconds=settings().warm_head_start_seconds)
+            for one in (first, *others):
+                near = one.turn_at - first.turn_at <= head_start
+                if one.tenant_id == first.tenant_id and near and _is_loaded(one, suits):
+                    return one
+            return first
+    return None
+
+
+def _is_loaded(job: _Candidate, suits: dict[int, list[_FreeGpu]]) -> bool:
+    return any(gpu.loaded_base == job.base_model for gpu in suits[job.need_id])
+
+
+def _best_gpu(gpus: Sequence[_FreeGpu], base_model: str) -> _FreeGpu:
+    """One that has the job's base in memory; else the plainest that will do, so that a large or
+    labelled one stays for who asks for it; of these one that holds no base others may want."""
+    return min(
+        gpus,
+        key=lambda gpu: (
+            gpu.loaded_base != base_model,
+            gpu.memory_bytes,
+            gpu.labels,
+            gpu.loaded_base is not None,
+        ),
+    )
 
 
 def _place(

@@ -15,6 +15,7 @@ from models.queries.history import add_event
 from models.settings import settings
 from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, require_edge
 from models.tables import Attempt, Job
+from models.turns import turn_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def settle(
     if landing.state is JobState.FAILED:
         job.error = error or _lost_error(job.losses, reason)
     if ended.gpu_seconds:
-        charge(session, job.tenant_id, ended.gpu_seconds)
+        charge(session, job, ended.gpu_seconds)
     level = "error" if job.state == JobState.FAILED else _LEVELS.get(outcome, "info")
     kind, message = _story(job, before, outcome, reason)
     add_event(session, job.id, kind, message, level=level, wake=True)
@@ -78,15 +79,17 @@ def move(job: Job, now: datetime, state: JobState) -> None:
     if state in TERMINAL:
         job.finished_at = now
     if state in {JobState.PENDING, JobState.QUEUED} and current is not JobState.RUNNING:
-        job.queued_at = now  # one that was running keeps its place in the queue
+        # One that was running keeps its place in the queue.
+        job.queued_at, job.turn_at = now, turn_at(now, job.priority)
 
 
-def charge(session: Session, tenant_id: int, gpu_seconds: float) -> None:
-    """Add to a tenant's decaying sum of use."""
+def charge(session: Session, job: Job, gpu_seconds: float) -> None:
+    """Add to the decaying sum of the job's tenant, and to its user's day."""
     session.execute(
         _CHARGE,
         {
-            "tenant_id": tenant_id,
+            "tenant_id": job.tenant_id,
+            "user_name": job.user_name,
             "gpu_seconds": gpu_seconds,
             "half_life": settings().usage_half_life_seconds,
         },
@@ -142,6 +145,13 @@ _END = (
 # Halved once per half-life since it was last true. Beyond 100 half-lives nothing is left that a
 # double could tell from zero, and power() would raise on underflow.
 _CHARGE = text("""
+    WITH day AS (
+        INSERT INTO usage_days (user_id, day, gpu_seconds)
+        SELECT id, (clock_timestamp() AT TIME ZONE 'UTC')::date, :gpu_seconds FROM users
+        WHERE tenant_id = :tenant_id AND name = :user_name
+        ON CONFLICT (user_id, day)
+            DO UPDATE SET gpu_seconds = usage_days.gpu_seconds + excluded.gpu_seconds
+    )
     UPDATE tenants
     SET usage_gpu_seconds = :gpu_seconds + usage_gpu_seconds * power(
             0.5, least(100, extract(epoch FROM clock_timestamp() - usage_at) / :half_life)),

@@ -11,8 +11,7 @@ from sqlalchemy.orm import Session
 
 from models.queries.gpus import GpuView, list_gpus
 from models.queries.jobs import get_job
-from models.queries.placement import PLACEMENT_CHARGE_SECONDS, TENANT_SHARES
-from models.settings import settings
+from models.queries.shares import PLACEMENT_CHARGE_SECONDS, SHARES, share_parameters
 from models.states import JobState
 from models.tables import Job
 
@@ -102,16 +101,7 @@ def _position(session: Session, job: Job) -> int:
     this one, that tenant's share is (sum + (k - 1) · charge) / weight at its turn; another tenant
     has by then placed as many as keep its share below that, if it has as many.
     """
-    shares = {
-        row.tenant_id: row
-        for row in session.execute(
-            _SHARES,
-            {
-                "placement_charge": PLACEMENT_CHARGE_SECONDS,
-                "half_life": settings().usage_half_life_seconds,
-            },
-        )
-    }
+    shares = {row.tenant_id: row for row in session.execute(_SHARES, share_parameters())}
     own = shares.get(job.tenant_id)
     if own is None:  # the tenant's last job has just been placed
         return 1
@@ -119,8 +109,7 @@ def _position(session: Session, job: Job) -> int:
         _RANK,
         {
             "tenant_id": job.tenant_id,
-            "priority": job.priority,
-            "queued_at": job.queued_at,
+            "turn_at": job.turn_at,
             "job_id": job.id,
         },
     ).scalar_one()
@@ -143,7 +132,7 @@ _LIVE = text("""
 """)
 
 _SHARES = text(f"""
-    WITH {TENANT_SHARES}
+    WITH {SHARES}
     SELECT shares.*, waiting.jobs AS waiting
     FROM shares JOIN (
         SELECT tenant_id, count(*) AS jobs FROM jobs
@@ -156,7 +145,7 @@ _SHARES = text(f"""
 _RANK = text("""
     SELECT count(*) + 1 FROM jobs
     WHERE tenant_id = :tenant_id AND state = 'queued'
-      AND (-priority, queued_at, id) < (-CAST(:priority AS integer), :queued_at, :job_id)
+      AND (turn_at, id) < (:turn_at, :job_id)
       AND NOT EXISTS (
           SELECT FROM attempts WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
 """)

@@ -2,12 +2,14 @@
 
 from models.tables.attempts import Attempt
 from models.tables.base import Base
+from models.tables.forecasts import Forecast
 from models.tables.gpus import Gpu, GpuSample
 from models.tables.history import Counter, Event, LogLine, Metric
 from models.tables.jobs import Job
+from models.tables.lanes import GpuNeed, Lane
 from models.tables.outbox import Ticket
 from models.tables.products import Artifact, Checkpoint, Evaluation, Sample
-from models.tables.tenants import Tenant
+from models.tables.tenants import Tenant, UsageDay, User
 
 __all__ = [
     "Artifact",
@@ -17,12 +19,17 @@ __all__ = [
     "Counter",
     "Evaluation",
     "Event",
+    "Forecast",
     "Gpu",
+    "GpuNeed",
     "GpuSample",
     "Job",
+    "Lane",
     "LogLine",
     "Metric",
     "Sample",
     "Tenant",
     "Ticket",
+    "UsageDay",
+    "User",
 ]

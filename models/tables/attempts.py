@@ -27,6 +27,11 @@ class Attempt(Base):
             unique=True,
             postgresql_where=text("ended_at IS NULL"),
         ),
+        Index(
+            "ix_attempts_preempted_for",
+            "preempted_for",
+            postgresql_where=text("preempted_for IS NOT NULL"),
+        ),
     )
 
     id: Mapped[RowId]
@@ -47,6 +52,8 @@ class Attempt(Base):
     claimed_at: Mapped[Instant | None]
     lease_until: Mapped[Instant | None]  # on the database's clock; none until claimed
     stage_at: Mapped[Instant | None]  # when its present stage was claimed, or became due
+    # The urgent job that is to have its GPU, when it was asked to make room for one.
+    preempted_for: Mapped[str | None] = mapped_column(Text(collation="C"))
     ended_at: Mapped[Instant | None]
     outcome: Mapped[str | None]
     reason: Mapped[str | None]  # why it ended, in words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.states import JobState, Stage, StopReason
@@ -26,24 +26,29 @@ class Job(Base):
         CheckConstraint(one_of("state", JobState), name="state_known"),
         CheckConstraint(one_of("stage", Stage), name="stage_known"),
         CheckConstraint(one_of("stop_requested", StopReason), name="stop_known"),
-        # Placement probes the best job of each tenant here: the order is the dispatcher's.
+        # Placement probes the best job of each lane here: the order is the dispatcher's.
         Index(
-            "ix_jobs_queue",
-            "tenant_id",
-            text("priority DESC"),
-            "queued_at",
+            "ix_jobs_queued_turn",
+            "lane_id",
+            "turn_at",
             "id",
-            postgresql_where=text("state = 'queued'"),
+            postgresql_where=text("state = 'queued' AND waits_for IS NULL"),
         ),
         # Preparation probes likewise.
         Index(
-            "ix_jobs_pending",
-            "tenant_id",
-            text("priority DESC"),
-            "queued_at",
+            "ix_jobs_pending_turn",
+            "lane_id",
+            "turn_at",
             "id",
             postgresql_where=text("state = 'pending'"),
         ),
+        # Jobs that another version or another program inserted: reconcile gives them a lane.
+        Index(
+            "ix_jobs_without_lane",
+            "id",
+            postgresql_where=text("lane_id IS NULL AND state IN ('pending', 'queued')"),
+        ),
+        Index("ix_jobs_waits_for", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
@@ -62,6 +67,11 @@ class Job(Base):
     base_model: Mapped[str]  # copied from spec, for people's SQL
     method: Mapped[str]
     priority: Mapped[int]
+    lane_id: Mapped[int | None] = mapped_column(ForeignKey("lanes.id"))
+    # The job that has to complete first; none once it has. Until then this one is not placed.
+    waits_for: Mapped[str | None] = mapped_column(
+        Text(collation="C"), ForeignKey("jobs.id", ondelete="SET NULL")
+    )
 
     state: Mapped[str] = mapped_column(server_default="pending")
     stage: Mapped[str] = mapped_column(server_default="preprocess")
@@ -101,6 +111,9 @@ class Job(Base):
     # Since when it waits for a GPU (until prepared: since it was submitted). Kept when an attempt
     # is lost or preempted, so that the job keeps its place.
     queued_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    # Its place within its lane: the earliest goes first. `queued_at`, moved ahead by the priority:
+    # as waiting counts linearly, the order of two jobs never changes, and an index serves.
+    turn_at: Mapped[Instant] = mapped_column(server_default=func.now())
     started_at: Mapped[Instant | None]  # first claim by a GPU worker
     finished_at: Mapped[Instant | None]
 

@@ -57,7 +57,9 @@ def _serve(wakes: Listener, stop: threading.Event, tickets: threading.Event) -> 
         if time.monotonic() >= repair_at:
             _work(reconcile.pass_once, tickets)
             repair_at = time.monotonic() + settings().poll_seconds
-        _work(place.place_jobs, tickets)  # first: a GPU that waits costs most
+        _work(place.release_jobs, tickets)
+        _work(place.place_jobs, tickets)  # early: a GPU that waits costs most
+        _work(place.preempt_jobs, tickets)
         _work(place.place_preparation, tickets)
         while not stop.is_set() and (left := repair_at - time.monotonic()) > 0:
             if wakes.wait(min(left, STOP_CHECK_SECONDS)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from models.queries import outbox, reconcile
+from models.queries import lanes, outbox, reconcile
 from models.session import transaction
 from models.settings import settings
 
@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 def pass_once() -> int:
     """One repair after the other, each in a short transaction of its own; returns how many."""
     with transaction() as session:
+        adopted = lanes.adopt_jobs(session)
+    with transaction() as session:
         lost = reconcile.expire_leases(session)
     with transaction() as session:
         withdrawn = reconcile.withdraw_unclaimed(session, settings().gpu_stale_seconds)
@@ -21,6 +23,8 @@ def pass_once() -> int:
         resent = reconcile.resend_unclaimed(session, settings().resend_seconds)
     with transaction() as session:
         outbox.prune(session)
+    if adopted:
+        log.info("%d jobs of an earlier version have found their lane", adopted)
     for job_id in lost:
         log.warning("job %s: its worker's lease ran out", job_id)
     for job_id in withdrawn:

@@ -239,7 +239,7 @@ def test_two_dispatchers_one_of_them_paused_inside_its_transaction() -> None:
     for _ in range(8):
         queued()
     with transaction() as paused:
-        mine = placement.place_jobs(paused, stale_seconds=30, half_life_seconds=86_400)
+        mine = placement.place_jobs(paused, stale_seconds=30)
         assert len(mine) == 4
         assert place() == []  # at once: it does not wait for the other
         assert records.place_preparation() == 0
@@ -253,7 +253,7 @@ def test_a_dispatcher_that_dies_in_its_transaction_placed_nothing() -> None:
 
     def place_and_die() -> None:
         with transaction() as session:
-            placement.place_jobs(session, stale_seconds=30, half_life_seconds=86_400)
+            placement.place_jobs(session, stale_seconds=30)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -1,0 +1,126 @@
+"""Lanes: the queue a job stands in, by its user, what it asks of a GPU, and its urgency."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from models.errors import SpecError
+from models.gpu_wish import GpuWish
+from models.queries.history import add_event
+from models.queries.settle import move
+from models.spec import JobSpec, stored_spec
+from models.states import JobState
+from models.tables import GpuNeed, Job, Lane, User
+from models.turns import turn_at
+
+_ADOPT_AT_ONCE = 500
+
+
+def lane_of(session: Session, tenant_id: int, user: str, spec: JobSpec) -> int:
+    """The id of the lane that a job queues in; made when it is the first of its kind."""
+    key = GpuWish.of(spec).key()
+    found = session.execute(
+        _FIND, {"of_tenant": tenant_id, "of_user": user, "of_key": key, "is_urgent": spec.urgent}
+    ).scalar_one_or_none()
+    return found or _new_lane(session, tenant_id, user, spec)
+
+
+def adopt_jobs(session: Session) -> int:
+    """Give a lane to waiting jobs that have none: an older version, or a migration, left them.
+
+    A row whose specification cannot be read fails here, alone: it must not hold up the others.
+    Returns how many.
+    """
+    waiting = session.execute(
+        select(Job, func.clock_timestamp())
+        .where(Job.lane_id.is_(None), Job.state.in_([JobState.PENDING, JobState.QUEUED]))
+        .order_by(Job.id)
+        .limit(_ADOPT_AT_ONCE)
+        .with_for_update(key_share=True, skip_locked=True, of=Job)
+    ).all()
+    for job, now in waiting:
+        try:
+            spec = stored_spec(job.spec)
+        except ValueError as error:
+            _fail(session, job, now, error)
+            continue
+        job.lane_id = lane_of(session, job.tenant_id, job.user_name, spec)
+        job.turn_at = turn_at(job.queued_at, job.priority)
+    session.flush()
+    return len(waiting)
+
+
+def _fail(session: Session, job: Job, now: datetime, error: ValueError) -> None:
+    move(job, now, JobState.FAILED)
+    job.fence += 1
+    job.error = SpecError(
+        "its specification on record cannot be read: " + str(error).partition("\n")[0],
+        where="jobs.spec",
+        remedy="submit it again",
+    ).record()
+    add_event(session, job.id, "failed", f"failed: {job.error['message']}", level="error")
+
+
+def user_id_of(session: Session, tenant_id: int, name: str) -> int:
+    """The user's row, made at the first use of the name."""
+    known = select(User.id).where(User.tenant_id == tenant_id, User.name == name)
+    found = session.scalar(known)
+    if found is None:
+        session.execute(
+            upsert(User).values(tenant_id=tenant_id, name=name).on_conflict_do_nothing()
+        )
+        found = session.scalars(known).one()
+    return found
+
+
+def _new_lane(session: Session, tenant_id: int, user: str, spec: JobSpec) -> int:
+    wish = GpuWish.of(spec)
+    session.execute(
+        upsert(GpuNeed)
+        .values(
+            key=wish.key(), memory_bytes=wish.memory_bytes, model=wish.model, labels=wish.labels
+        )
+        .on_conflict_do_nothing()
+    )
+    need_id = session.scalars(select(GpuNeed.id).where(GpuNeed.key == wish.key())).one()
+    row = {
+        "user_id": user_id_of(session, tenant_id, user),
+        "need_id": need_id,
+        "urgent": spec.urgent,
+    }
+    session.execute(upsert(Lane).values(tenant_id=tenant_id, **row).on_conflict_do_nothing())
+    return session.scalars(select(Lane.id).filter_by(**row)).one()
+
+
+_FIND = (
+    select(Lane.id)
+    .join(User, User.id == Lane.user_id)
+    .join(GpuNeed, GpuNeed.id == Lane.need_id)
+    .where(
+        User.tenant_id == bindparam("of_tenant"),
+        User.name == bindparam("of_user"),
+        GpuNeed.key == bindparam("of_key"),
+        Lane.urgent == bindparam("is_urgent"),
+    )
+)
+
+# Which of some GPUs has what which lane's jobs ask for.
+FITS = """
+    gpus.memory_bytes >= gpu_needs.memory_bytes
+    AND (gpu_needs.model IS NULL OR position(gpu_needs.model IN lower(gpus.model)) > 0)
+    AND gpus.labels @> gpu_needs.labels
+"""
+
+_FITTING = text(f"""
+    SELECT gpu_needs.id AS need_id, gpus.id AS gpu_id FROM gpu_needs JOIN gpus ON {FITS}
+    WHERE gpus.id = ANY (CAST(:gpu_ids AS bigint[]))
+""")  # noqa: S608 (joined from constants)
+
+
+def fitting(session: Session, gpu_ids: list[int]) -> set[tuple[int, int]]:
+    """(need id, GPU id) for each need that each of these GPUs meets."""
+    return {(row.need_id, row.gpu_id) for row in session.execute(_FITTING, {"gpu_ids": gpu_ids})}
