@@ -15,6 +15,10 @@ from models.tables import Attempt, Job
 
 _EXPIRED = Attempt.lease_until < func.clock_timestamp()
 
+# Between two sendings of one ticket that nobody claims.
+_LONGEST_GPU_PAUSE_SECONDS = 60.0
+_LONGEST_CPU_PAUSE_SECONDS = 600.0
+
 
 def expire_leases(session: Session) -> list[str]:
     """End the attempts whose lease has run out as lost; returns the job ids.
@@ -58,10 +62,18 @@ def resend_unclaimed(session: Session, resend_seconds: float) -> int:
 
     An attempt waits for its first claim, or for the claim of the stage that became due when the
     one before was done (the chain's tail was lost). One that still waits for the relay is left.
+    Where nobody consumes at all the earlier tickets are still in the queue, which cannot be known
+    from here: the pauses double, so that a night without a worker leaves tens of them, not
+    thousands. They stay short for a GPU, whose job would wait for a ticket that was purged.
     """
     if not try_exclusive(session, Exclusive.RECONCILE):
         return 0
-    return len(session.execute(_RESEND, {"resend_seconds": resend_seconds}).all())
+    pauses = {
+        "resend_seconds": resend_seconds,
+        "longest_gpu_seconds": _LONGEST_GPU_PAUSE_SECONDS,
+        "longest_cpu_seconds": _LONGEST_CPU_PAUSE_SECONDS,
+    }
+    return len(session.execute(_RESEND, pauses).all())
 
 
 def _lock_jobs(session: Session, job_ids: Sequence[str]) -> list[tuple[Job, datetime]]:
@@ -99,6 +111,8 @@ _GONE = text("""
            OR gpus.heartbeat_at <= clock_timestamp() - make_interval(secs => :stale_seconds))
 """)
 
+# The next pause is as long as all before it together: no count is needed for it to double, and
+# tickets that were sent can be pruned.
 _RESEND = text("""
     INSERT INTO outbox (job_id, fence, stage, queue, evaluate)
     SELECT attempts.job_id, attempts.fence, jobs.stage, latest.queue, latest.evaluate
@@ -109,10 +123,17 @@ _RESEND = text("""
         WHERE outbox.job_id = attempts.job_id AND outbox.fence = attempts.fence
         ORDER BY id DESC LIMIT 1
     ) AS latest
+    CROSS JOIN LATERAL (
+        SELECT coalesce(attempts.stage_at, attempts.placed_at) AS due_at
+    ) AS waits
     WHERE attempts.ended_at IS NULL
       AND jobs.stage <> ALL (attempts.claimed_stages)
-      AND coalesce(attempts.stage_at, attempts.placed_at)
-          < clock_timestamp() - make_interval(secs => :resend_seconds)
-      AND latest.sent_at < clock_timestamp() - make_interval(secs => :resend_seconds)
+      AND waits.due_at < clock_timestamp() - make_interval(secs => :resend_seconds)
+      AND latest.sent_at < clock_timestamp() - greatest(
+          make_interval(secs => :resend_seconds),
+          least(
+              latest.sent_at - waits.due_at,
+              make_interval(secs => CASE jobs.stage
+                  WHEN 'preprocess' THEN :longest_cpu_seconds ELSE :longest_gpu_seconds END)))
     RETURNING id
 """)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import func, select, text
@@ -156,6 +157,40 @@ def test_a_lost_ticket_of_preparation_is_published_again() -> None:
     assert waiting()[0].queue == "celora.cpu"
 
 
+def sendings(*, within: int, step: int) -> list[int]:
+    """After how many seconds tickets are published again, when nobody ever consumes."""
+    times = []
+    for seconds in range(step, within, step):
+        age(step)
+        if resend():
+            times.append(seconds)
+            send_all()
+    return times
+
+
+def test_tickets_that_nobody_consumes_are_repeated_ever_more_rarely() -> None:
+    """Each is still in the broker's queue, most likely, and comes back when a worker does."""
+    submit()
+    records.place_preparation()
+    send_all()
+    times = sendings(within=5400, step=30)
+    pauses = [later - earlier for earlier, later in pairwise([0, *times])]
+    assert pauses[0] <= 60
+    assert pauses == sorted(pauses)
+    assert max(pauses) <= 630
+    assert len(times) < 15
+
+
+def test_a_gpus_ticket_is_repeated_every_minute_at_least() -> None:
+    add_gpu()
+    queued()
+    place()
+    send_all()
+    times = sendings(within=600, step=10)
+    assert times[0] <= 40
+    assert max(later - earlier for earlier, later in pairwise(times)) <= 70
+
+
 def test_a_ticket_that_the_relay_has_not_sent_is_not_repeated() -> None:
     add_gpu()
     queued()
@@ -215,9 +250,9 @@ def test_tickets_of_attempts_that_are_over_are_neither_sent_nor_kept() -> None:
 def test_a_ticket_that_waits_for_days_is_kept_once() -> None:
     job_id = submit()
     records.place_preparation()
-    for _ in range(3):  # no CPU worker: it is sent again and again
+    for seconds in (31, 62, 124):  # no CPU worker: it is sent again and again
         send_all()
-        age(31)
+        age(seconds)
         assert resend() == 1
         with transaction() as session:
             outbox.prune(session)
