@@ -1,4 +1,4 @@
-"""One pool: users, limits, what jobs ask of a GPU, the lanes they queue in, and forecasts.
+"""One pool: users, limits, what jobs ask of a GPU, the lanes they queue in, forecasts, storage.
 
 No row is rewritten here: jobs that wait get their lane from the dispatcher's next pass.
 """
@@ -31,9 +31,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("preempted_for IS NOT NULL"),
     )
     _forecasts()
+    _storage()
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_prepared_url", "jobs")
+    op.drop_index("ix_checkpoints_standing", "checkpoints")
+    op.drop_table("prepared_data")
     op.drop_table("forecasts")
     op.drop_index("ix_attempts_preempted_for", "attempts")
     op.drop_column("attempts", "preempted_for")
@@ -180,6 +184,38 @@ def _forecasts() -> None:
             ["job_id"], ["jobs.id"], name="fk_forecasts_job_id", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("job_id", name="pk_forecasts"),
+    )
+
+
+def _storage() -> None:
+    op.create_table(
+        "prepared_data",
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        *(
+            sa.Column(
+                name,
+                sa.DateTime(timezone=True),
+                server_default=sa.text("now()"),
+                nullable=False,
+            )
+            for name in ("created_at", "last_used_at")
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("digest", name="pk_prepared_data"),
+    )
+    op.create_index(
+        "ix_checkpoints_standing",
+        "checkpoints",
+        ["job_id"],
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_index(
+        "ix_jobs_prepared_url",
+        "jobs",
+        ["prepared_url"],
+        postgresql_where=sa.text("prepared_url IS NOT NULL"),
     )
 
 

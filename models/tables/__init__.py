@@ -8,7 +8,7 @@ from models.tables.history import Counter, Event, LogLine, Metric
 from models.tables.jobs import Job
 from models.tables.lanes import GpuNeed, Lane
 from models.tables.outbox import Ticket
-from models.tables.products import Artifact, Checkpoint, Evaluation, Sample
+from models.tables.products import Artifact, Checkpoint, Evaluation, PreparedData, Sample
 from models.tables.tenants import Tenant, UsageDay, User
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Lane",
     "LogLine",
     "Metric",
+    "PreparedData",
     "Sample",
     "Tenant",
     "Ticket",

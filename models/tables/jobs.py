@@ -49,6 +49,12 @@ class Job(Base):
             postgresql_where=text("lane_id IS NULL AND state IN ('pending', 'queued')"),
         ),
         Index("ix_jobs_waits_for", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),
+        # Whose is the prepared data, and does anybody still need it?
+        Index(
+            "ix_jobs_prepared_url",
+            "prepared_url",
+            postgresql_where=text("prepared_url IS NOT NULL"),
+        ),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -11,7 +11,11 @@ from models.tables.base import Base, Created, Instant, JobId, Json, RowId
 
 class Checkpoint(Base):
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "fence", "step"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "fence", "step"),
+        # Most rows are history: the sweep and the quotas look at those that stand.
+        Index("ix_checkpoints_standing", "job_id", postgresql_where=text("deleted_at IS NULL")),
+    )
 
     id: Mapped[RowId]
     job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -37,6 +41,23 @@ class Artifact(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     digest: Mapped[str | None]
     created_at: Mapped[Created]
+    deleted_at: Mapped[Instant | None]
+
+
+class PreparedData(Base):
+    """Tokens made once from the same data, settings and tokenizer; jobs of any tenant share them.
+
+    A place is never used twice: data that was swept is prepared anew beside where it lay, so that
+    a sweep which is still deleting there can never take it.
+    """
+
+    __tablename__ = "prepared_data"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    url: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[Created]
+    last_used_at: Mapped[Instant] = mapped_column(server_default=func.now())  # by a preparation
     deleted_at: Mapped[Instant | None]
 
 
