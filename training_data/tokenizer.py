@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -35,6 +37,7 @@ _FILES = (
     "additional_chat_templates/*",
 )
 _LONGEST_FREEZE_SECONDS = 300
+_KEPT_UNUSED_SECONDS = 30 * 86_400
 _FACTS = 1  # raised by one whenever other facts are written down
 # What the freezing process may know: no database or broker URL, no key. A model's own code may
 # run in it where an administrator allowed that.
@@ -92,8 +95,9 @@ def load(folder: str, *, trust_remote_code: bool = False, watch: Watch | None = 
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     frozen = cache / hashlib.sha256(key.encode()).hexdigest()
     known, tokenizer = frozen.with_suffix(".json"), frozen.with_suffix(".tokenizer.json")
-    if not (known.exists() and tokenizer.exists()):
+    if not _mark_used(known, tokenizer):
         _freeze(folder, frozen, trust_remote_code=trust_remote_code, watch=watch or Watch())
+        _forget_unused(cache)
     facts = json.loads(known.read_text(encoding="utf-8"))
     if "error" in facts:
         known.unlink(missing_ok=True)
@@ -108,6 +112,25 @@ def load(folder: str, *, trust_remote_code: bool = False, watch: Watch | None = 
         digest=digest,
         embeddings=_embeddings(Path(folder) / "config.json"),
     )
+
+
+def _mark_used(*files: Path) -> bool:
+    """True where all are there; their times then say when they were last used."""
+    try:
+        for path in files:
+            os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _forget_unused(cache: Path) -> None:
+    """Remove what no job has used for long: tokenizers of models that came and went."""
+    oldest = time.time() - _KEPT_UNUSED_SECONDS
+    for path in cache.iterdir():
+        with suppress(FileNotFoundError):  # another process tidies too
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def _embeddings(config: Path) -> int | None:
