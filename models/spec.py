@@ -259,10 +259,20 @@ class JobSpec(BaseModel):
 def stored_spec(fields: dict[str, Any]) -> JobSpec:
     """A JobSpec from a job's row. Fields that a later version added are passed over.
 
-    Workers and dispatchers of two versions share the rows while a deploy is under way.
+    Workers and dispatchers of two versions share the rows while a deploy is under way. Raises
+    SpecError for a row that no version of ours has written.
     """
-    known = {name: value for name, value in fields.items() if name in JobSpec.model_fields}
-    return JobSpec.model_validate(known)
+    try:
+        return JobSpec.model_validate(
+            {name: value for name, value in fields.items() if name in JobSpec.model_fields}
+        )
+    except (ValidationError, AttributeError) as error:
+        first = str(error).partition("\n")[0]
+        raise SpecError(
+            f"the job's specification on record cannot be read: {first}",
+            where="jobs.spec",
+            remedy="submit the job again",
+        ) from None
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:

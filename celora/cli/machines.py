@@ -1,4 +1,4 @@
-"""Commands about what trains and what it trains from: gpus, cordon, pull."""
+"""Commands about what trains and what it trains from: gpus, cordon, drain, label, pull."""
 
 from __future__ import annotations
 
@@ -44,34 +44,101 @@ def gpus(as_json: AsJson = False) -> None:
     )
 
 
+GpuName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[HOST:]INDEX",
+        help="The GPU, as `celora gpus` names it; `HOST:` means all of that host.",
+        show_default=False,
+    ),
+]
+
+
 def cordon(
-    gpu: Annotated[
-        str,
-        typer.Argument(metavar="[HOST:]INDEX", help="The GPU, as `celora gpus` names it."),
-    ],
+    gpu: GpuName,
     off: Annotated[bool, typer.Option("--off", help="Let jobs onto it again.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Keep new jobs off a GPU. What runs there goes on."""
-    from models.queries.gpus import list_gpus, set_cordon
+    from models.queries.gpus import set_cordon
     from models.session import transaction
+
+    host, index = _gpu_name(gpu)
+    with transaction() as session:
+        changed = set_cordon(session, host, index, not off)
+    _show(changed, "takes jobs again" if off else "takes no new jobs", as_json)
+
+
+def drain(gpu: GpuName, as_json: AsJson = False) -> None:
+    """Empty a GPU: no new jobs, and what runs goes on elsewhere from a checkpoint.
+
+    `celora cordon --off` lets jobs onto it again.
+    """
+    from models.queries.gpus import jobs_on, set_cordon
+    from models.queries.jobs import request_stop
+    from models.session import transaction
+    from models.states import StopReason
+
+    host, index = _gpu_name(gpu)
+    with transaction() as session:
+        changed = set_cordon(session, host, index, True)
+        there = jobs_on(session, changed)
+    for job_id in there:  # one transaction each: rows are locked gpus → jobs, and never two jobs
+        with transaction() as session:
+            request_stop(session, job_id, StopReason.DRAIN)
+    moved = f"; asked to move: {', '.join(there)}" if there else ""
+    _show(changed, f"takes no new jobs{moved}", as_json)
+
+
+def label(
+    gpu: GpuName,
+    labels: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY=VALUE…", help="Labels to set; `KEY=` takes one away."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Label a GPU, for jobs that ask for it with --gpu-labels."""
+    from models.queries.gpus import set_labels
+    from models.session import transaction
+
+    given = [text.partition("=") for text in labels]
+    for name, equals, value in given:
+        if not (name and equals):
+            raise InputError(f"{name}{equals}{value} is not KEY=VALUE", remedy="write zone=a")
+    host, index = _gpu_name(gpu)
+    with transaction() as session:
+        changed = set_labels(
+            session, host, index, {name: value or None for name, _, value in given}
+        )
+    _show(changed, "is labelled", as_json)
+
+
+def _gpu_name(text: str) -> tuple[str, int | None]:
+    """Host and index; no index for all of a host. Raises InputError."""
     from models.settings import settings
 
-    host, _, index = gpu.rpartition(":")
+    host, colon, index = text.rpartition(":")
+    if colon and host and not index:
+        return host, None
     if not index.isdecimal():
         raise InputError(
-            f"{gpu!r} is not [HOST:]INDEX", remedy="`celora gpus` lists hosts and indexes"
+            f"{text!r} is not [HOST:]INDEX", remedy="`celora gpus` lists hosts and indexes"
         )
-    host = host or settings().resolved_host
+    return host or settings().resolved_host, int(index)
+
+
+def _show(gpu_ids: list[int], what: str, as_json: bool) -> None:
+    from models.queries.gpus import list_gpus
+    from models.session import transaction
+
     with transaction() as session:
-        set_cordon(session, host, int(index), not off)
-        view = next(
-            view for view in list_gpus(session) if (view.host, view.index) == (host, int(index))
-        )
+        changed = [view for view in list_gpus(session) if view.id in gpu_ids]
     if as_json:
-        print_json(view)
-    else:
-        print(f"{host}:{index} {'takes jobs again' if off else 'takes no new jobs'}")
+        print_json(changed[0] if len(changed) == 1 else changed)
+        return
+    for view in changed:
+        print(f"{view.host}:{view.index} {what}")
 
 
 def pull(

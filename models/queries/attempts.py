@@ -10,7 +10,7 @@ from sqlalchemy import all_, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from models.errors import NotFoundError, StateError
+from models.errors import NotFoundError, SpecError, StateError
 from models.queries.fence import lock_job, require_fence, stale
 from models.queries.history import add_event
 from models.queries.products import newest_checkpoint
@@ -82,6 +82,11 @@ def claim(
     if job.stop_requested is not None:
         _stop_between_stages(session, job, now, worker_session)
         return None
+    try:
+        spec = stored_spec(job.spec)
+    except SpecError as error:
+        settle(session, job, now, Outcome.FAILED, reason=error.what, error=error.record())
+        return None
     attempt = _claim_row(
         session,
         job,
@@ -106,7 +111,6 @@ def claim(
         move(job, now, JobState.RUNNING)
         job.started_at = job.started_at or now
     add_event(session, job_id, "claimed", f"{stage}: {worker} has it", data={"fence": fence})
-    spec = stored_spec(job.spec)
     return Claim(
         attempt_id=attempt_id,
         job_id=job_id,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from models.errors import SpecError, StateError
 from models.queries.history import add_event
 from models.queries.settle import move
-from models.spec import JobSpec
+from models.spec import JobSpec, stored_spec
 from models.states import JobState
 from models.tables import Attempt, Job
 from models.turns import turn_at
@@ -41,7 +41,7 @@ def predecessor(session: Session, tenant_id: int, spec: JobSpec) -> str | None:
     if first is None:
         raise SpecError(f"there is no job {spec.after}", where="after", remedy="see `celora jobs`")
     if spec.start_from_adapter:
-        _require_like_adapter(spec, JobSpec.model_construct(**first.spec))
+        _require_like_adapter(spec, stored_spec(first.spec))
     if first.state in {JobState.CANCELLED, JobState.FAILED}:
         raise SpecError(
             f"job {first.id} is {first.state}: it will not complete",
@@ -105,9 +105,7 @@ def _require_like_adapter(spec: JobSpec, first: JobSpec) -> None:
         )
     for name in _ADAPTER_FIELDS:
         mine, others = getattr(spec, name), getattr(first, name)
-        if (list(mine) if isinstance(mine, tuple) else mine) != (
-            list(others) if isinstance(others, tuple) else others
-        ):
+        if mine != others:
             raise SpecError(
                 f"is {mine}, but the adapter to start from has {others}",
                 where=name,

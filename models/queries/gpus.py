@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import RowMapping, func, select, text, update
+from sqlalchemy import RowMapping, Text, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError
 from models.queries.history import WAKE_CHANNEL
 from models.settings import settings
-from models.tables import Gpu
+from models.tables import Attempt, Gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,21 +169,54 @@ def mark_gone(session: Session, gpu_id: int, worker_session: str) -> None:
     )
 
 
-def set_cordon(session: Session, host: str, index: int, on: bool) -> None:  # noqa: FBT001 (the one thing it sets)
-    """Keep new jobs off a GPU, or let them on again; what runs goes on. Raises NotFoundError."""
-    changed = session.execute(
-        update(Gpu)
-        .where(Gpu.host == host, Gpu.index == index)
-        .values(cordoned=on)
-        .returning(Gpu.id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if changed is None:
-        raise NotFoundError(
-            f"there is no GPU {index} on host {host}", remedy="`celora gpus` lists them"
-        )
+def set_cordon(session: Session, host: str, index: int | None, on: bool) -> list[int]:  # noqa: FBT001 (the one thing it sets)
+    """Keep new jobs off a GPU (all of a host's for no index), or let them on again.
+
+    What runs goes on. Returns the rows' ids. Raises NotFoundError.
+    """
+    changed = _change(session, host, index, cordoned=on)
     if not on:
         session.execute(select(func.pg_notify(WAKE_CHANNEL, "")))
+    return changed
+
+
+def set_labels(
+    session: Session, host: str, index: int | None, labels: dict[str, str | None]
+) -> list[int]:
+    """Add labels to a GPU (all of a host's for no index); None takes one away.
+
+    Returns the rows' ids. Raises NotFoundError.
+    """
+    added = {name: value for name, value in labels.items() if value is not None}
+    removed = [name for name, value in labels.items() if value is None]
+    merged = Gpu.labels.op("||")(literal(added, JSONB)).op("-")(literal(removed, ARRAY(Text)))
+    changed = _change(session, host, index, labels=merged)
+    session.execute(select(func.pg_notify(WAKE_CHANNEL, "")))
+    return changed
+
+
+def jobs_on(session: Session, gpu_ids: Sequence[int]) -> list[str]:
+    """The jobs that are placed or run on these GPUs."""
+    return list(
+        session.scalars(
+            select(Attempt.job_id)
+            .where(Attempt.gpu_id.in_(gpu_ids), Attempt.ended_at.is_(None))
+            .order_by(Attempt.gpu_id)
+        )
+    )
+
+
+def _change(session: Session, host: str, index: int | None, **values: Any) -> list[int]:
+    statement = update(Gpu).where(Gpu.host == host)
+    if index is not None:
+        statement = statement.where(Gpu.index == index)
+    changed = session.scalars(
+        statement.values(**values).returning(Gpu.id).execution_options(synchronize_session=False)
+    ).all()
+    if not changed:
+        what = f"no GPU on host {host}" if index is None else f"no GPU {index} on host {host}"
+        raise NotFoundError(f"there is {what}", remedy="`celora gpus` lists them")
+    return list(changed)
 
 
 _VIEW = text("""

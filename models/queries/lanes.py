@@ -45,7 +45,7 @@ def adopt_jobs(session: Session) -> int:
     for job, now in waiting:
         try:
             spec = stored_spec(job.spec)
-        except ValueError as error:
+        except SpecError as error:
             _fail(session, job, now, error)
             continue
         job.lane_id = lane_of(session, job.tenant_id, job.user_name, spec)
@@ -54,15 +54,11 @@ def adopt_jobs(session: Session) -> int:
     return len(waiting)
 
 
-def _fail(session: Session, job: Job, now: datetime, error: ValueError) -> None:
+def _fail(session: Session, job: Job, now: datetime, error: SpecError) -> None:
     move(job, now, JobState.FAILED)
     job.fence += 1
-    job.error = SpecError(
-        "its specification on record cannot be read: " + str(error).partition("\n")[0],
-        where="jobs.spec",
-        remedy="submit it again",
-    ).record()
-    add_event(session, job.id, "failed", f"failed: {job.error['message']}", level="error")
+    job.error = error.record()
+    add_event(session, job.id, "failed", f"failed: {error.what}", level="error")
 
 
 def user_id_of(session: Session, tenant_id: int, name: str) -> int:

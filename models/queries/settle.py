@@ -84,7 +84,8 @@ def move(job: Job, now: datetime, state: JobState) -> None:
 
 
 def charge(session: Session, job: Job, gpu_seconds: float) -> None:
-    """Add to the decaying sum of the job's tenant, and to its user's day."""
+    """Add to the decaying sum of the job's tenant, to its user's day, and to how long its attempts
+    take: a mean in which each new one counts a tenth."""
     session.execute(
         _CHARGE,
         {
@@ -155,7 +156,9 @@ _CHARGE = text("""
     UPDATE tenants
     SET usage_gpu_seconds = :gpu_seconds + usage_gpu_seconds * power(
             0.5, least(100, extract(epoch FROM clock_timestamp() - usage_at) / :half_life)),
-        usage_at = clock_timestamp()
+        usage_at = clock_timestamp(),
+        attempt_gpu_seconds = :gpu_seconds + 0.9 * (
+            coalesce(attempt_gpu_seconds, :gpu_seconds) - :gpu_seconds)
     WHERE id = :tenant_id
 """)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from models.settings import settings
 
-# What a placement counts before it has used anything, in GPU-seconds: without it the tenant with
-# the smallest sum would get every GPU that is free at that moment, and hold them all for hours.
+# What a placement counts before it has used as much, in GPU-seconds, for a tenant none of whose
+# jobs has ended yet; for the others it is how long theirs take. Without a charge the tenant with
+# the smallest sum would get every GPU that is free at that moment, and hold them all for hours; one
+# that is the same for all would outweigh all that tenants with short jobs have really used.
 PLACEMENT_CHARGE_SECONDS = 60.0
 
 # What each user holds on GPUs right now.

@@ -27,6 +27,12 @@ class Attempt(Base):
             unique=True,
             postgresql_where=text("ended_at IS NULL"),
         ),
+        # How long jobs took lately is read from its end.
+        Index(
+            "ix_attempts_completed",
+            "ended_at",
+            postgresql_where=text("outcome = 'completed' AND gpu_id IS NOT NULL"),
+        ),
         Index(
             "ix_attempts_preempted_for",
             "preempted_for",

@@ -22,6 +22,8 @@ class Tenant(Base):
     # GPU-seconds used, halved every `usage_half_life_seconds`; true at `usage_at`, decayed on read.
     usage_gpu_seconds: Mapped[float] = mapped_column(server_default="0")
     usage_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    # How long its attempts on GPUs take, the recent ones counting most; none before the first.
+    attempt_gpu_seconds: Mapped[float | None]
     # Limits of the tenant as a whole; none: no limit.
     max_running_jobs: Mapped[int | None]  # placed or running on a GPU at once
     max_queued_jobs: Mapped[int | None]  # prepared and waiting for a GPU; others stay pending

@@ -276,14 +276,30 @@ def test_a_fault_in_one_pass_does_not_stop_the_others(
 ) -> None:
     broker = Broker()
     taken = running()
-    with transaction() as session:  # a row that no version of ours writes
-        session.execute(text("UPDATE jobs SET spec = jsonb_set(spec, '{evaluate}', '\"often\"')"))
     records.end(taken.job_id, taken.fence, Outcome.DRAINED)
-    with caplog.at_level(logging.ERROR), dispatching(broker, CELORA_POLL_SECONDS="0.2"):
+    with (
+        no_tickets_for_training(),
+        caplog.at_level(logging.ERROR),
+        dispatching(broker, CELORA_POLL_SECONDS="0.2"),
+    ):
         until("the fault was met", lambda: "a pass failed" in caplog.text)
         until("and met again", lambda: caplog.text.count("a pass failed") > 1)
         other = submit()
         until("its ticket all the same", lambda: (other, 1) in broker.sent)
+
+
+@contextmanager
+def no_tickets_for_training() -> Iterator[None]:
+    """The database refuses each placement on a GPU."""
+    with transaction() as session:
+        session.execute(
+            text("ALTER TABLE outbox ADD CONSTRAINT refused CHECK (stage <> 'train') NOT VALID")
+        )
+    try:
+        yield
+    finally:
+        with transaction() as session:
+            session.execute(text("ALTER TABLE outbox DROP CONSTRAINT refused"))
 
 
 def test_sigterm_stops_it_in_good_order(database: str) -> None:
