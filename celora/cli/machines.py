@@ -25,13 +25,24 @@ def gpus(as_json: AsJson = False) -> None:
         return
     console().print(
         table(
-            ["host", "index", "device", "memory", "state", "job", "base in memory", "last seen"],
+            [
+                "host",
+                "index",
+                "device",
+                "memory",
+                "labels",
+                "state",
+                "job",
+                "base in memory",
+                "seen",
+            ],
             (
                 (
                     gpu.host,
                     gpu.index,
                     gpu.model,
                     size(gpu.memory_bytes),
+                    " ".join(f"{name}={value}" for name, value in sorted(gpu.labels.items())),
                     state_text(gpu.state),
                     gpu.job_id or (gpu.reason or "" if gpu.state != "free" else ""),
                     gpu.loaded_base or "",

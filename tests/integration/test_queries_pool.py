@@ -93,7 +93,7 @@ def test_the_quota_of_gpu_hours_counts_this_month_and_what_runs(whose: str) -> N
     add_gpu(0)
     add_gpu(1)
     first, second = queued(), queued()
-    limit(**{f"{whose}gpu_hours_per_month": 1.0})
+    limit("default", None, **{f"{whose}gpu_hours_per_month": 1.0})
     place()
     claimed(first, Stage.TRAIN)
     taken = claimed(second, Stage.TRAIN)
@@ -102,7 +102,7 @@ def test_the_quota_of_gpu_hours_counts_this_month_and_what_runs(whose: str) -> N
         session.execute(text("UPDATE attempts SET claimed_at = claimed_at - interval '31 minutes'"))
     end(taken.job_id, taken.fence, Outcome.FAILED)  # charged to the day; the first still runs
     assert place() == []
-    limit(**{f"{whose}gpu_hours_per_month": 1.1})
+    limit("default", None, **{f"{whose}gpu_hours_per_month": 1.1})
     assert placed_jobs() == [third]
 
 
