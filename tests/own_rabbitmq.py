@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from models.errors import SetupError
 from tests.postgres_server import free_port
 
@@ -27,12 +29,57 @@ START_SECONDS = 120
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Running:
-    url: str
-    user: str
-    rabbitmqctl: str
+    """The server; it may be killed and started again."""
+
+    port: int
+    programs: Path
     environment: dict[str, str]
+    log_path: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"amqp://{self.user}:guest@127.0.0.1:{self.port}"
+
+    @property
+    def user(self) -> str:
+        return "guest"
+
+    @property
+    def rabbitmqctl(self) -> str:
+        return str(self.programs / "rabbitmqctl")
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections. Raises SetupError."""
+        command = [str(self.programs / "rabbitmq-server")]
+        with self.log_path.open("ab") as log:
+            self.process = _start(command, self.environment, log)
+        _wait_for_port(self.port, self.log_path, self.process)
+
+    def family(self) -> list[psutil.Process]:
+        """The start script, the Erlang machine below it, and that one's helpers."""
+        if self.process is None:
+            return []
+        script = psutil.Process(self.process.pid)
+        return [script, *script.children(recursive=True)]
+
+    def kill(self) -> None:
+        """SIGKILL all its processes."""
+        family = self.family()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=10)
+        if self.process is not None:
+            self.process.wait()
+            self.process = None
+
+    def stop(self) -> None:
+        if self.process is not None:
+            _end(self.process)
+            self.process = None
 
 
 @contextmanager
@@ -45,16 +92,17 @@ def own_server(folder: Path) -> Iterator[Running]:
     with log_path.open("ab") as log:
         # Our own epmd: one that the runtime starts by itself stays behind for ever.
         mapper = [_epmd(), "-address", "127.0.0.1", "-port", str(epmd)]
-        with _process(mapper, environment, log) as names:
-            _wait_for_port(epmd, log_path, names)
-            with _process([str(programs / "rabbitmq-server")], environment, log) as server:
-                _wait_for_port(amqp, log_path, server)
-                yield Running(
-                    f"amqp://guest:guest@127.0.0.1:{amqp}",
-                    "guest",
-                    str(programs / "rabbitmqctl"),
-                    environment,
-                )
+        names = _start(mapper, environment, log)
+    try:
+        _wait_for_port(epmd, log_path, names)
+        server = Running(amqp, programs, environment, log_path)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        _end(names)
 
 
 def _programs() -> Path | None:
@@ -142,12 +190,11 @@ def _configure(folder: Path, *, amqp: int, distribution: int, epmd: int) -> dict
     }
 
 
-@contextmanager
-def _process(
+def _start(
     command: list[str], environment: dict[str, str], log: BinaryIO
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process, in its own session and working in its own folder; ended with its group."""
-    process = subprocess.Popen(
+) -> subprocess.Popen[bytes]:
+    """A server process, in its own session and working in its own folder."""
+    return subprocess.Popen(
         command,
         env=environment,
         cwd=environment["HOME"],
@@ -156,16 +203,17 @@ def _process(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the process and its group, and SIGKILL if that does not help."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait_for_port(port: int, log: Path, process: subprocess.Popen[bytes]) -> None:

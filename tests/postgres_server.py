@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from celora.local.binaries import runner
+from celora.local.binaries import Runner, runner
 from models.errors import SetupError
 from tests.run_token import is_left_over
 
@@ -63,6 +63,33 @@ class PostgresServer:
                 self.drop(name)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnPostgres(PostgresServer):
+    """One that the run started, and may stop and start again."""
+
+    programs: Runner
+    folder: Path
+    options: str
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections. Raises SetupError."""
+        with (self.folder / "postgres.log").open("ab") as log:
+            self._pg_ctl("start", "-o", self.options, "-w", log=log.fileno())
+
+    def stop_at_once(self) -> None:
+        """As in a crash: sessions are cut, nothing is written down."""
+        self._pg_ctl("stop", "-m", "immediate")
+
+    def _pg_ctl(self, what: str, *arguments: str, log: int | None = None) -> None:
+        data = str(self.folder / "data")
+        self.programs.run("pg_ctl", what, "-D", data, *arguments, "-s", cwd=self.folder, log=log)
+
+
 @contextmanager
 def find_or_start(folder: Path, *, own: bool) -> Iterator[PostgresServer]:
     """A server for this run; `own` forces one of our own. Raises SetupError where there is none."""
@@ -91,7 +118,7 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def own_server(folder: Path) -> Iterator[PostgresServer]:
+def own_server(folder: Path) -> Iterator[OwnPostgres]:
     """PostgreSQL from the wheel on a free loopback port, below `folder`, stopped at the end.
 
     `folder` must be one that others may enter: as root the server runs as another user.
@@ -117,15 +144,13 @@ def own_server(folder: Path) -> Iterator[PostgresServer]:
         f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
         " -c fsync=off -c full_page_writes=off -c max_connections=200 -c shared_buffers=64MB"
     )
-    with (folder / "postgres.log").open("ab") as log:
-        programs.run(
-            "pg_ctl", "start", "-D", str(data), "-o", options, "-s", "-w", cwd=folder,
-            log=log.fileno(),
-        )  # fmt: skip
+    url = f"postgresql+psycopg://postgres:{password}@127.0.0.1:{port}/postgres"
+    server = OwnPostgres(url, programs, folder, options)
+    server.start()
     try:
-        yield PostgresServer(f"postgresql+psycopg://postgres:{password}@127.0.0.1:{port}/postgres")
+        yield server
     finally:
-        programs.run("pg_ctl", "stop", "-D", str(data), "-m", "immediate", "-s", cwd=folder)
+        server.stop_at_once()
 
 
 def free_port() -> int:
