@@ -14,13 +14,20 @@ from models.settings import settings
 # that is the same for all would outweigh all that tenants with short jobs have really used.
 PLACEMENT_CHARGE_SECONDS = 60.0
 
-# What each user holds on GPUs right now.
+# What each user holds on GPUs right now. `charged`: from the moment it is placed each attempt counts
+# as long as its tenant's take, and what it has really used once that is more.
 LIVE = """
     live AS MATERIALIZED (
-        SELECT jobs.tenant_id, jobs.user_name, count(*) AS jobs, sum(extract(
+        SELECT jobs.tenant_id, jobs.user_name, count(*) AS jobs, sum(used.seconds) AS gpu_seconds,
+               sum(greatest(
+                   used.seconds, coalesce(tenants.attempt_gpu_seconds, :placement_charge)
+               )) AS charged
+        FROM attempts
+        JOIN jobs ON jobs.id = attempts.job_id
+        JOIN tenants ON tenants.id = jobs.tenant_id
+        CROSS JOIN LATERAL (SELECT extract(
             epoch FROM statement_timestamp() - coalesce(claimed_at, statement_timestamp())
-        )) AS gpu_seconds
-        FROM attempts JOIN jobs ON jobs.id = attempts.job_id
+        )::float8 AS seconds) AS used
         WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NOT NULL
         GROUP BY jobs.tenant_id, jobs.user_name
     )
@@ -61,19 +68,20 @@ USER_LIMIT = _over(
     used="users.disk_used_bytes",
 )
 
-# A tenant's share: recent use (decayed to now), what its live attempts have used so far, and the
-# charge for each, over its weight. The smallest goes first. All at one instant, so that equal use
-# is equal. `over_limit` names the tenant's limit that is reached.
+# A tenant's share: recent use (decayed to now) and what its live attempts are charged, over its
+# weight. The smallest goes first. All at one instant, so that equal use is equal. `over_limit` names
+# the tenant's limit that is reached.
 SHARES = f"""
     {LIVE}, shares AS (
         SELECT tenants.id AS tenant_id, weight, tenants.may_preempt,
-               coalesce(held.gpu_seconds + held.jobs * :placement_charge, 0)
+               coalesce(held.charged, 0)
                + usage_gpu_seconds * power(0.5, least(
                    100, extract(epoch FROM statement_timestamp() - usage_at) / :half_life
                )) AS gpu_seconds,
                {_TENANT_LIMIT} AS over_limit
         FROM tenants LEFT JOIN (
-            SELECT tenant_id, sum(jobs) AS jobs, sum(gpu_seconds) AS gpu_seconds
+            SELECT tenant_id, sum(jobs) AS jobs, sum(gpu_seconds) AS gpu_seconds,
+                   sum(charged) AS charged
             FROM live GROUP BY tenant_id
         ) AS held ON held.tenant_id = tenants.id
     )
