@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpu_worker.base_files import NEVER, check_config, check_names, patterns
+from models import disk
 from models.errors import BaseModelError, CeloraError
 
 
@@ -27,6 +28,8 @@ def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> tupl
     except CeloraError:
         raise
     except Exception as error:
+        if disk.is_full(error):
+            raise disk.full(error, "the hub's cache (HF_HOME)") from error
         # The client lets its HTTP library's exceptions through beside its own and OSError.
         raise _explained(name, revision, error) from error
     return folder, commit

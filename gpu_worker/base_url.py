@@ -26,6 +26,7 @@ from gpu_worker.base_files import (
     matches,
     patterns,
 )
+from models import disk
 from models.errors import BaseModelError, CeloraError
 from models.settings import settings
 
@@ -108,6 +109,8 @@ def _explained(url: str) -> Iterator[None]:
             remedy="use a protocol that fsspec knows and whose package is installed, or a folder",
         ) from error
     except Exception as error:
+        if disk.is_full(error):
+            raise disk.full(error, settings().at_home("bases")) from error
         # Every protocol raises its own library's exceptions.
         raise BaseModelError(
             f"the store did not give the model: {type(error).__name__}: {error}",

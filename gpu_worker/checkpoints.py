@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from gpu_worker.lease import Lease, LeaseLostError
 from gpu_worker.protocol import CheckpointSaved
 from models import store
-from models.errors import StaleFenceError, UnavailableError
+from models.errors import CeloraError, StaleFenceError, UnavailableError
 from models.queries import history, products
 from models.tables import Checkpoint
 
@@ -60,7 +60,7 @@ class CheckpointKeeper:
                 self._register(saved)
             except (StaleFenceError, LeaseLostError):
                 return  # the attempt is over: these files are the reaper's
-            except (UnavailableError, OSError) as error:
+            except (CeloraError, OSError) as error:  # a full disk, a store that is away
                 self._warn(f"the checkpoint of step {saved.step} was not kept: {error}")
             except Exception:  # noqa: BLE001 (the next checkpoint may fare better)
                 _log.exception("job %s: checkpoint of step %s", self._job_id, saved.step)
@@ -91,7 +91,9 @@ class CheckpointKeeper:
             store.remove(checkpoint.url)
             local = store.work_folder(self._job_id, checkpoint.fence) / "checkpoints"
             store.remove(str(local / f"step-{checkpoint.step}"))
-        except OSError as error:  # the sweep finds it again: its row says that it is deleted
+        except (
+            UnavailableError
+        ) as error:  # the sweep finds it again: its row says that it is deleted
             _log.warning("%s was not removed: %s", checkpoint.url, error)
 
     def _warn(self, what: str) -> None:

@@ -140,5 +140,6 @@ def _ending(code: int) -> str:
 
 
 def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # a log on a full disk must not end what is logged
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()

@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from gpu_worker.devices import Device
@@ -61,9 +62,10 @@ def take(path: Path) -> int | None:
 
 
 def note(descriptor: int, text: str) -> None:
-    """Write down who holds the lock, for people and for `noted`."""
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    """Write down who holds the lock, for people and for `noted`; a full disk is no obstacle."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def noted(path: Path) -> str:

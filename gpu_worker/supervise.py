@@ -7,7 +7,6 @@ The lease outlives the stage where another follows. After it is lost nothing mor
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import deque
 from contextlib import suppress
@@ -42,6 +41,7 @@ from gpu_worker.trainer_process import (
     Line,
     TrainerProcess,
 )
+from models import disk
 from models.errors import CeloraError, SetupError, StaleFenceError, UnavailableError
 from models.queries.attempts import Claim
 from models.settings import settings
@@ -128,8 +128,8 @@ class _StageRun:
         except CeloraError as error:
             return self.end.failed(error.record())
         except Exception as error:  # noqa: BLE001 (whatever it is, the attempt must end)
-            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                return self.end.failed(_disk_full(error).record())
+            if disk.is_full(error):
+                return self.end.failed(disk.full(error, settings().at_home()).record())
             _log.exception("job %s fence %s", self.claim.job_id, self.claim.fence)
             return self._give_up("the worker met an error of its own; its log tells it")
 
@@ -331,11 +331,3 @@ class _StageRun:
     def _log_lines(self, level: str, lines: list[str]) -> None:
         for line in lines:
             self.end.recorder.log(level, line)
-
-
-def _disk_full(error: OSError) -> SetupError:
-    return SetupError(
-        f"the disk is full: {error.strerror}",
-        where=str(error.filename) if error.filename else None,
-        remedy="free space under CELORA_HOME and CELORA_ARTIFACTS, then `celora retry`",
-    )

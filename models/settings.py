@@ -72,6 +72,14 @@ class Settings(BaseSettings):
         ge=0,
         description="how much earlier a job may go because its base model is loaded on a free GPU",
     )
+    sweep_seconds: float = Field(
+        600, gt=0, description="how often the dispatcher deletes what retention lets go"
+    )
+    orphan_seconds: float = Field(
+        86_400,
+        gt=0,
+        description="age at which files that belong to nothing on record are deleted",
+    )
     max_row_problems: int = Field(
         50, ge=1, description="row problems listed before the rest is counted"
     )

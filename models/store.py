@@ -6,16 +6,19 @@ ever touch its own; prepared data is shared by digest and appears by one rename.
     jobs/<job>/<fence>/checkpoints/step-<n>/   registered in `checkpoints`
     jobs/<job>/<fence>/adapter/                registered in `artifacts` (model/ for method full)
     prepared/<digest>/                         train.arrow, eval.arrow, verdict.json
+    prepared/<digest>-<random>/                prepared anew after a sweep
 """
 
 from __future__ import annotations
 
 import errno
 import re
+import secrets
 import shutil
 from pathlib import Path, PurePosixPath
 
-from models.errors import InputError, UnavailableError
+from models import disk
+from models.errors import CeloraError, InputError, UnavailableError
 from models.settings import settings
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -49,8 +52,10 @@ def checkpoint_url(job_id: str, fence: int, step: int) -> str:
     return join(attempt_url(job_id, fence), "checkpoints", f"step-{step}")
 
 
-def prepared_url(digest: str) -> str:
-    return join(settings().artifacts_url, "prepared", digest)
+def prepared_url(digest: str, *, again: bool = False) -> str:
+    """`again`: a place that was never used, as a sweep may still be deleting in the first one."""
+    name = f"{digest}-{secrets.token_hex(4)}" if again else digest
+    return join(settings().artifacts_url, "prepared", name)
 
 
 def work_folder(job_id: str, fence: int) -> Path:
@@ -63,39 +68,47 @@ def work_folder(job_id: str, fence: int) -> Path:
 def upload(folder: Path, url: str) -> None:
     """Copy a whole local folder to `url`; nothing to do where the folder already is the place.
 
-    Raises UnavailableError.
+    Raises UnavailableError; SetupError where the disk is full.
     """
-    if is_local(url):
-        target = local_path(url)
-        if target != folder.absolute():
-            staging = target.with_name(target.name + ".incoming")
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.copytree(folder, staging)
-            _appear(staging, target)
-        return
     try:
+        if is_local(url):
+            _copy(folder.absolute(), local_path(url))
+            return
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(url)
         filesystem.put(f"{folder}/", f"{path}/", recursive=True)
         filesystem.touch(f"{path}/{_WHOLE}")
     except OSError as error:
-        raise UnavailableError(f"the artifact store refused a write: {error}", where=url) from error
+        raise _refused("write", error, url) from error
+
+
+def _copy(folder: Path, target: Path) -> None:
+    if target == folder:
+        return
+    staging = target.with_name(target.name + ".incoming")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        shutil.copytree(folder, staging)
+        _appear(staging, target)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)  # half a copy only takes room
+        raise
 
 
 def place(folder: Path, url: str) -> None:
-    """`upload`, by a rename where that is possible. Raises UnavailableError."""
-    if not is_local(url):
-        upload(folder, url)
-        return
-    target = local_path(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _appear(folder, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        upload(folder, url)  # another file system: a copy, and then the rename
+    """`upload`, by a rename where that is possible. Raises UnavailableError, SetupError."""
+    if is_local(url):
+        target = local_path(url)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _appear(folder, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise _refused("write", error, url) from error
+        else:
+            return
+    upload(folder, url)  # to another file system: a copy, and then the rename
 
 
 def read(url: str, name: str) -> bytes:
@@ -108,31 +121,39 @@ def read(url: str, name: str) -> bytes:
         with fsspec.open(join(url, name), "rb") as file:
             return bytes(file.read())
     except OSError as error:
-        raise UnavailableError(f"the artifact store refused a read: {error}", where=url) from error
+        raise _refused("read", error, url) from error
 
 
 def download(url: str, folder: Path) -> Path:
     """A local folder with the content of `url`: the place itself where it is local.
 
-    A remote folder is copied once and appears at `folder` by rename. Raises UnavailableError.
+    A remote folder is copied once and appears at `folder` by rename. Raises UnavailableError;
+    SetupError where the disk is full.
     """
     if is_local(url):
         return local_path(url)
     if folder.is_dir():
         return folder
+    staging = folder.with_name(folder.name + ".incoming")
     try:
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(url)
-        staging = folder.with_name(folder.name + ".incoming")
         shutil.rmtree(staging, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         filesystem.get(f"{path}/", f"{staging}/", recursive=True)
         (staging / _WHOLE).unlink()
         _appear(staging, folder)
     except OSError as error:
-        raise UnavailableError(f"the artifact store refused a read: {error}", where=url) from error
+        shutil.rmtree(staging, ignore_errors=True)
+        raise _refused("read", error, url, where=staging) from error
     return folder
+
+
+def _refused(what: str, error: OSError, url: str, *, where: Path | None = None) -> CeloraError:
+    if disk.is_full(error):
+        return disk.full(error, where or url)
+    return UnavailableError(f"the artifact store refused a {what}: {error}", where=url)
 
 
 def _appear(staging: Path, target: Path) -> None:
@@ -155,13 +176,42 @@ def exists(url: str) -> bool:
     return bool(filesystem.exists(f"{path}/{_WHOLE}"))
 
 
-def remove(url: str) -> None:
-    """Delete a folder and all below it; a folder that is not there is fine."""
-    if is_local(url):
-        shutil.rmtree(local_path(url), ignore_errors=True)
-        return
-    import fsspec
+def size_bytes(url: str) -> int:
+    """Of all files in a folder. Raises UnavailableError."""
+    try:
+        if is_local(url):
+            return sum(one.stat().st_size for one in local_path(url).rglob("*") if one.is_file())
+        import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return int(filesystem.du(path))
+    except OSError as error:
+        raise _refused("read", error, url) from error
+
+
+def remove(url: str) -> None:
+    """Delete a folder and all below it; a folder that is not there is fine.
+
+    Raises UnavailableError when something is left.
+    """
+    try:
+        if is_local(url):
+            _remove_local(local_path(url))
+            return
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+    except OSError as error:
+        raise UnavailableError(f"the store did not delete it: {error}", where=url) from error
+
+
+def _remove_local(path: Path) -> None:
+    # Twice: somebody else may delete there as well, and a file that is gone ends the first pass.
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ under its digest when it is whole.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -22,10 +21,11 @@ from gpu_worker.bases import resolve
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, LeaseLostError, now
 from gpu_worker.session import OUTCOMES, WorkerSession
-from models import store
-from models.errors import CeloraError, SetupError, StaleFenceError, UnavailableError
+from models import disk, store
+from models.errors import CeloraError, StaleFenceError, UnavailableError
 from models.queries import attempts, history, products
 from models.queries.attempts import Claim
+from models.queries.prepared import Place, find_place
 from models.settings import settings
 from models.states import Outcome, Stage, StopReason
 
@@ -42,6 +42,7 @@ class _Found:
     base_revision: str | None = None
     digest: str | None = None
     url: str | None = None
+    new_bytes: int | None = None  # size of data that is not on record yet
 
 
 class _Stopped(Exception):  # noqa: N818 (no error: it was asked for)
@@ -117,8 +118,9 @@ class _Attempt:
         tokenizer_path = str(base.path)
         self._say("reading the data")
         digest = input_digest(spec, tokenizer_path, should_stop=self.stopping.is_set)
-        if store.exists(store.prepared_url(digest)):
-            return self._found(digest, base.revision)
+        place = self._place(digest)
+        if store.exists(place.url):
+            return self._found(digest, base.revision, place)
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True, exist_ok=True)
         prepared = prepare(
@@ -132,12 +134,17 @@ class _Attempt:
         # The digest of what was really read decides: the source may have changed since the look.
         prepared_data.seal(prepared.folder, prepared.digest)
         self._say("storing the prepared data")
-        store.place(prepared.folder, store.prepared_url(prepared.digest))
-        return self._found(prepared.digest, base.revision)
+        place = self._place(prepared.digest)
+        store.place(prepared.folder, place.url)
+        return self._found(prepared.digest, base.revision, place)
 
-    def _found(self, digest: str, base_revision: str) -> _Found:
-        url = store.prepared_url(digest)
-        return _Found(json.loads(store.read(url, "verdict.json")), base_revision, digest, url)
+    def _place(self, digest: str) -> Place:
+        return self.lease.insist(lambda session: find_place(session, digest))
+
+    def _found(self, digest: str, base_revision: str, place: Place) -> _Found:
+        verdict = json.loads(store.read(place.url, "verdict.json"))
+        new_bytes = None if place.on_record else store.size_bytes(place.url)
+        return _Found(verdict, base_revision, digest, place.url, new_bytes)
 
     def _progress(self, what: str, rows: int) -> None:
         self._leave_if_stopped()
@@ -167,6 +174,7 @@ class _Attempt:
                 data_digest=found.digest,
                 base_revision=found.base_revision,
                 verdict=found.verdict,
+                prepared_bytes=found.new_bytes,
             )
             attempts.end_attempt(session, self.claim.job_id, self.claim.fence, Outcome.COMPLETED)
 
@@ -182,12 +190,8 @@ class _Attempt:
             raise error
         if isinstance(error, CeloraError):
             return self._end(Outcome.FAILED, reason=error.what, error=error.record())
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            full = SetupError(
-                "the disk is full",
-                where=str(self.scratch),
-                remedy="free space there, then `celora retry`",
-            )
+        if disk.is_full(error):
+            full = disk.full(error, self.scratch)
             return self._end(Outcome.FAILED, reason=full.what, error=full.record())
         _log.error("job %s: preprocessing failed", self.claim.job_id, exc_info=error)
         return self._end(Outcome.LOST, reason=f"the worker met an error of its own: {error!r}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import store
+from models import disk, store
 from models.errors import BaseModelError, DataError, SetupError
 from models.settings import settings
 from models.spec import JobSpec
@@ -133,6 +133,8 @@ def _writable(scratch: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
+        if disk.is_full(error):
+            raise disk.full(error, scratch) from error
         raise SetupError(
             f"the prepared data could not be written: {error}",
             where=str(scratch),

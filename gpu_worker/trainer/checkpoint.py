@@ -20,6 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_model, save_model
 
 from gpu_worker.trainer.adapter import load_adapter_weights, save_adapter
+from models import disk
 from models.errors import NonFiniteLossError, TrainingError
 
 _PROGRESS = "progress.json"
@@ -40,11 +41,14 @@ class Checkpoint:
 
 @contextmanager
 def durable_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which stands at `target` when the block ends, synced, or not at all."""
+    """A folder to fill, which stands at `target` when the block ends, synced, or not at all.
+
+    Raises SetupError where the disk is full; the room that the half took is free again then.
+    """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         for path in partial.iterdir():
             _sync(path)
@@ -53,8 +57,10 @@ def durable_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         partial.rename(target)
         _sync(target.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if disk.is_full(error):
+            raise disk.full(error, target) from error
         raise
 
 

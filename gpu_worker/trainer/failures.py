@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 
 import torch
 
 from gpu_worker.protocol import Failed
-from models.errors import CeloraError, DeviceMemoryError, SetupError, TrainingError
+from models import disk
+from models.errors import CeloraError, DeviceMemoryError, TrainingError
 
 _MEMORY_WORDS = (
     "out of memory",
@@ -16,7 +16,6 @@ _MEMORY_WORDS = (
     "cannot allocate memory",
     "cublas_status_alloc_failed",
 )
-_DISK_WORDS = ("no space left on device", "pytorchstreamwriter failed")
 _CAUSE_LENGTH = 300  # characters of a library's own words; the whole text is in the log
 
 
@@ -48,12 +47,8 @@ def explain(error: BaseException, *, step: int | None = None) -> CeloraError:
             remedy="a smaller batch_size with more gradient_accumulation, a shorter "
             "max_sequence_length, gradient_checkpointing on, or method qlora",
         )
-    if _is_disk_full(error):
-        return SetupError(
-            f"the disk is full: {cause(error)}",
-            where=where,
-            remedy="free space where CELORA_HOME lies, then retry the job",
-        )
+    if disk.is_full(error):
+        return disk.full(error, where or "the trainer's disk")
     return TrainingError(
         f"training failed: {cause(error)}",
         where=where,
@@ -67,13 +62,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _MEMORY_WORDS)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _DISK_WORDS)
 
 
 def cause(error: BaseException) -> str:

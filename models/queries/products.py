@@ -9,8 +9,10 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from models.queries.disk_use import add_use
 from models.queries.fence import require_fence
 from models.queries.history import add_event, printable
+from models.queries.prepared import register_prepared
 from models.tables import Artifact, Checkpoint, Evaluation, Job, Sample
 
 _NEWEST_FIRST = (Checkpoint.step.desc(), Checkpoint.id.desc())
@@ -62,7 +64,7 @@ def register_checkpoint(
         .order_by(*_NEWEST_FIRST)
         .offset(keep.scalar_subquery())
     )
-    return list(
+    rotated = list(
         session.scalars(
             update(Checkpoint)
             .where(Checkpoint.id.in_(beyond))
@@ -71,6 +73,8 @@ def register_checkpoint(
             .execution_options(synchronize_session=False, populate_existing=True)
         )
     )
+    add_use(session, job_id, size_bytes - sum(older.size_bytes for older in rotated))
+    return rotated
 
 
 def newest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
@@ -123,6 +127,7 @@ def register_artifact(
             .values(adapter_url=url)
             .execution_options(synchronize_session=False)
         )
+    add_use(session, job_id, size_bytes)
     add_event(session, job_id, "artifact", f"{kind} saved at {url}", data={"digest": digest})
     return artifact
 
@@ -146,9 +151,16 @@ def set_prepared(
     data_digest: str | None,
     base_revision: str | None,
     verdict: dict[str, Any] | None,
+    prepared_bytes: int | None = None,
 ) -> None:
-    """What preprocessing found and made. Raises StaleFenceError."""
+    """What preprocessing found and made. Raises StaleFenceError.
+
+    `prepared_bytes` is the size of data that is not on record yet.
+    """
     require_fence(session, job_id, fence)
+    if prepared_url is not None and data_digest is not None and prepared_bytes is not None:
+        prepared_url = register_prepared(session, data_digest, prepared_url, prepared_bytes)
+        add_use(session, job_id, prepared_bytes)
     session.execute(
         update(Job)
         .where(Job.id == job_id)
