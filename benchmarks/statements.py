@@ -1,4 +1,4 @@
-"""Counts the statements that reach Postgres: a proxy that reads the clients' side of the protocol."""
+"""Counts the statements that reach Postgres: a proxy that reads what its clients say."""
 
 from __future__ import annotations
 
