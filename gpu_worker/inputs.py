@@ -34,6 +34,8 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
         adapter = str(_fetch(claim.adapter_url))
     known = known_base(claim, lease, device_kind) if claim.stage is Stage.EVALUATE else None
     spec = claim.spec
+    if claim.rows_held_out == 0:  # the trainer need not keep its model: no evaluation follows
+        spec = spec.model_copy(update={"evaluate": False})
     output = store.work_folder(claim.job_id, claim.fence)
     output.mkdir(parents=True, exist_ok=True)
     return Run(

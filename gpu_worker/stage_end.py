@@ -121,6 +121,21 @@ class StageEnd:
         }
         return self._end(Outcome.COMPLETED, record, result={"evaluation": summary})
 
+    def nothing_to_evaluate(self) -> bool:
+        """What was trained is kept: that no rows were held out was said with the data's verdict."""
+
+        def tell(session: Session) -> None:
+            history.add_event(
+                session,
+                self.claim.job_id,
+                "evaluation_skipped",
+                "not evaluated: no rows are held out; eval_dataset or a validation_fraction above 0"
+                " would give some",
+                level="warn",
+            )
+
+        return self._end(Outcome.COMPLETED, tell)
+
     def stopped(self, reason: StopReason | None, *, step: int | None = None) -> bool:
         """Stopped as asked; for no reason: over the time limit."""
         if reason is not None:

@@ -105,6 +105,8 @@ class _StageRun:
     def run(self) -> bool:
         self.session.attach(self.inbox.put)
         try:
+            if self.claim.stage is Stage.EVALUATE and self.claim.rows_held_out == 0:
+                return self.end.nothing_to_evaluate()
             return self._stage()
         except (LeaseLostError, StaleFenceError) as error:
             _log.warning("job %s fence %s: %s", self.claim.job_id, self.claim.fence, error.what)

@@ -76,9 +76,9 @@ def warnings(spec: JobSpec, rows: Rows, verdict: dict[str, Any]) -> list[str]:
             " or raise epochs or lower gradient_accumulation"
         )
     held_out = verdict["rows_eval"]
-    if spec.evaluate and held_out == 0:
+    if held_out == 0 and (spec.evaluate or spec.eval_every_steps):
         found.append(
-            "no row is held out, so there is nothing to evaluate on; raise validation_fraction or"
+            "no row is held out, so the job is not evaluated; raise validation_fraction or"
             " give eval_dataset"
         )
     elif spec.evaluate and held_out < FEW_HELD_OUT:

@@ -45,6 +45,7 @@ class Claim:
     tenant: str
     prepared_url: str | None
     data_digest: str | None
+    rows_held_out: int | None  # 0: nothing to evaluate on; none: not known (a scripted job)
     base_revision: str | None
     overrides: dict[str, Any]  # a smaller micro-batch: {batch_size, gradient_accumulation}
     adapter_url: str | None
@@ -120,6 +121,7 @@ def claim(
         tenant=job.tenant.name,
         prepared_url=job.prepared_url,
         data_digest=job.data_digest,
+        rows_held_out=(job.verdict or {}).get("rows_eval"),
         base_revision=job.base_revision,
         overrides=dict(job.overrides),
         adapter_url=job.adapter_url,

@@ -18,7 +18,7 @@ from gpu_worker.gpu_session import GpuSession
 from gpu_worker.lease import now
 from gpu_worker.supervise import run_stage
 from models import store
-from models.queries import jobs, products
+from models.queries import history, jobs, products
 from models.queries.gpus import list_gpus
 from models.queries.placement import Placement
 from models.session import transaction
@@ -230,8 +230,18 @@ def test_a_drain_between_two_stages_puts_the_job_back(worker: Callable[[], GpuSe
     assert not run_stage(session, job.job_id, job.fence, Stage.EVALUATE)
 
 
-def test_a_trainer_that_never_becomes_ready_is_killed(worker: Callable[[], GpuSession]) -> None:
-    with variables(CELORA_TRAINER_START_SECONDS="0.001"):
+def test_a_trainer_that_never_becomes_ready_is_killed(
+    worker: Callable[[], GpuSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python imports it before anything of ours: however slow the machine, no word ever comes.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "if 'CELORA_MESSAGE_FD' in os.environ:\n"
+        f"    open(f'{tmp_path}/{{os.getpid()}}.pid', 'w').close()\n"
+        "    signal.pause()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with variables(CELORA_TRAINER_START_SECONDS="0.5"):
         session = worker()
         job = placed("steps=2")
         assert not run_stage(session, job.job_id, job.fence, Stage.TRAIN)
@@ -239,6 +249,7 @@ def test_a_trainer_that_never_becomes_ready_is_killed(worker: Callable[[], GpuSe
     assert lost.reason is not None
     assert "not ready" in lost.reason
     assert session.trainer is None
+    assert not any(psutil.pid_exists(int(path.stem)) for path in tmp_path.glob("*.pid"))
 
 
 def test_an_idle_trainer_leaves_after_a_while(worker: Callable[[], GpuSession]) -> None:
@@ -267,3 +278,24 @@ def test_an_unanswered_stop_kills_within_its_grace(worker: Callable[[], GpuSessi
     thread.join()
     assert now() - began < 5
     assert records.job(job.job_id).state == "cancelled"
+
+
+def test_without_held_out_rows_the_job_ends_with_its_training(
+    worker: Callable[[], GpuSession],
+) -> None:
+    session = worker()
+    job = placed("steps=3&eval_fail=1")
+    with transaction() as database:
+        prepared = jobs.get_job(database, job.job_id)
+        prepared.verdict = (prepared.verdict or {}) | {"rows_eval": 0}
+    assert run_stage(session, job.job_id, job.fence, Stage.TRAIN)
+    assert run_stage(session, job.job_id, job.fence, Stage.EVALUATE)
+    done = records.job(job.job_id)
+    assert done.state == "completed"
+    assert done.adapter_url is not None
+    assert done.result is not None
+    assert "evaluation" not in done.result
+    with transaction() as database:
+        told = [event.kind for event in history.events_of(database, job.job_id)]
+    assert told.count("evaluation_skipped") == 1
+    until(lambda: word() == "free")
