@@ -97,9 +97,10 @@ class GpuSession(WorkerSession):
             return None  # the device is not ours yet; the ticket is sent again
         if self._written is not None and self._written.report.reported == "held":
             return None  # the dispatcher takes the placement back as soon as it reads that
-        claim = super().claim(job_id, fence, stage)
-        self.beat()
-        return claim
+        try:
+            return super().claim(job_id, fence, stage)
+        finally:
+            self.beat()  # only if the row says otherwise: a stale ticket, or a lost answer
 
     def release(self) -> None:
         super().release()
@@ -115,6 +116,10 @@ class GpuSession(WorkerSession):
         with self._beat:
             self._news = True
             self._beat.notify_all()
+
+    def report_taking(self, session: Session) -> None:
+        if self.lease is None:
+            self._write(session, Report("busy"))
 
     def report(self, session: Session) -> None:
         """Say that the device is free, in the transaction that ends the attempt."""
@@ -306,10 +311,15 @@ class GpuSession(WorkerSession):
             return Report("idle")
         if self.lease is not None:
             return Report("busy")
-        trainer = self.trainer
-        own = processes.session_members(trainer.pid) if trainer and trainer.alive else []
-        foreign = foreign_use(self.device, own)
+        foreign = foreign_use(self.device, self._own_pids())
         return Report("idle") if foreign is None else Report("held", foreign)
+
+    def _own_pids(self) -> list[int]:
+        """Processes of our trainer, where they matter: to look for them costs milliseconds."""
+        trainer = self.trainer
+        if self.device.kind != "cuda" or trainer is None or not trainer.alive:
+            return []
+        return processes.session_members(trainer.pid)
 
     def _end_idle_trainer(self) -> None:
         with self._trainer_lock:

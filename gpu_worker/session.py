@@ -63,6 +63,7 @@ class WorkerSession:
             return None
         sent_at = now()
         with transaction() as session:
+            self.report_taking(session)
             claim = attempts.claim(
                 session,
                 job_id,
@@ -126,6 +127,9 @@ class WorkerSession:
         lease = self.lease
         if lease is not None:
             lease.ask(StopReason.DRAIN)
+
+    def report_taking(self, session: Session) -> None:
+        """Say in the transaction of a claim that its device is busy. Here: no device."""
 
     def report(self, session: Session) -> None:
         """Say in the transaction that ends an attempt that its device is free. Here: no device."""

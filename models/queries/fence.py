@@ -18,6 +18,7 @@ class Exclusive(IntEnum):
     PLACE = 0x43454C_01
     RECONCILE = 0x43454C_02
     MIGRATE = 0x43454C_03
+    SWEEP = 0x43454C_04
 
 
 def try_exclusive(session: Session, key: Exclusive) -> bool:
@@ -57,15 +58,29 @@ _HOLD = text("""
 """)
 
 
+_HELD = "held attempts"  # in `session.info`: a Session lives for one transaction
+
+
 def require_fence(session: Session, job_id: str, fence: int) -> int:
     """Hold the job and its live attempt until the transaction ends; returns the attempt's id.
 
-    Every fenced write comes after it. Raises StaleFenceError.
+    Every fenced write comes after it; a second one in the same transaction asks nobody. Raises
+    StaleFenceError.
     """
+    held = session.info.setdefault(_HELD, {})
+    known = held.get((job_id, fence))
+    if known is not None:
+        return int(known)
     attempt_id = session.scalar(_HOLD, {"job_id": job_id, "fence": fence})
     if attempt_id is None:
         raise stale(job_id, fence)
+    held[job_id, fence] = attempt_id
     return int(attempt_id)
+
+
+def forget_fence(session: Session, job_id: str, fence: int) -> None:
+    """This transaction itself has ended the attempt."""
+    session.info.get(_HELD, {}).pop((job_id, fence), None)
 
 
 def stale(job_id: str, fence: int) -> StaleFenceError:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from models.ending import land
 from models.errors import WorkerLostError
+from models.queries.fence import forget_fence
 from models.queries.history import add_event
 from models.settings import settings
 from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, require_edge
@@ -117,6 +118,7 @@ def _end_row(
     row = session.execute(statement, details).one_or_none()
     if row is None:
         return None
+    forget_fence(session, job.id, job.fence)
     gpu_id, claimed_at, seconds = row
     used = float(seconds) if gpu_id is not None and seconds is not None else 0.0
     return Ended(gpu_id, claimed_at is not None, used)
