@@ -124,6 +124,36 @@ def read(url: str, name: str) -> bytes:
         raise _refused("read", error, url) from error
 
 
+def read_text(url: str) -> str | None:
+    """A small file of the store's own; none where there is none. Raises UnavailableError."""
+    try:
+        if is_local(url):
+            return local_path(url).read_text()
+        import fsspec
+
+        with fsspec.open(url, "rt") as file:
+            return str(file.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _refused("read", error, url) from error
+
+
+def write_text(url: str, content: str) -> None:
+    """Raises UnavailableError; SetupError where the disk is full."""
+    try:
+        if is_local(url):
+            local_path(url).parent.mkdir(parents=True, exist_ok=True)
+            local_path(url).write_text(content)
+            return
+        import fsspec
+
+        with fsspec.open(url, "wt") as file:
+            file.write(content)
+    except OSError as error:
+        raise _refused("write", error, url) from error
+
+
 def download(url: str, folder: Path) -> Path:
     """A local folder with the content of `url`: the place itself where it is local.
 

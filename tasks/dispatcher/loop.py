@@ -11,7 +11,7 @@ from models.errors import CeloraError, UnavailableError
 from models.queries.history import WAKE_CHANNEL
 from models.queries.notify import Listener, listen
 from models.settings import settings
-from tasks.dispatcher import place, reconcile, relay
+from tasks.dispatcher import place, reconcile, relay, sweep
 from tasks.dispatcher.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
         daemon=True,  # it may sit in a publish when the process is to leave: tickets are kept
     )
     sender.start()
+    sweeper = threading.Thread(target=sweep.run, args=(stop,), name="sweep", daemon=True)
+    sweeper.start()  # never waited for: it may sit in a store, and may do all of it again
     outage = Outage("Postgres does not answer", "jobs that run go on; nothing is placed")
     log.info("dispatching")
     while not stop.is_set():
