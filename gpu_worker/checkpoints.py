@@ -24,8 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointKeeper:
-    def __init__(self, job_id: str, fence: int, lease: Lease) -> None:
+    """`flush` writes what the trainer said before: a resume begins after the checkpoint's step and
+    says none of it again, so a row must not come before the curve that led to it."""
+
+    def __init__(self, job_id: str, fence: int, lease: Lease, flush: Callable[[], None]) -> None:
         self._job_id, self._fence, self._lease = job_id, fence, lease
+        self._flush = flush
         self._saved: queue.SimpleQueue[CheckpointSaved | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.registered_step: int | None = None
@@ -81,6 +85,7 @@ class CheckpointKeeper:
                 metrics=saved.metrics,
             )
 
+        self._flush()
         older = self._lease.insist(write)
         self.registered_step = saved.step
         for checkpoint in older:

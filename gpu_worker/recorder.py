@@ -26,6 +26,7 @@ from models.states import Stage
 _log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.5
+_FLUSH_LOOK_SECONDS = 0.2
 MOST_POINTS = 200_000  # a few minutes of a fast run without a database
 MOST_LINES = 5_000
 
@@ -41,6 +42,7 @@ class _Batch:
     progress: Progress | None = None
     activity: str | None = None
     trainer: tuple[int, bool] | None = None  # pid, warm
+    written: list[threading.Event] = field(default_factory=list)  # set when that is so
 
     def __bool__(self) -> bool:
         return bool(
@@ -109,6 +111,15 @@ class Recorder:
         with self._lock:
             self._batch.trainer = (pid, warm)
 
+    def flush(self) -> None:
+        """Return when all that was said until now is written, or the stage is about to end."""
+        written = threading.Event()
+        with self._lock:
+            self._batch.written.append(written)
+        self._wake.set()
+        while not written.wait(_FLUSH_LOOK_SECONDS) and not self._closed.is_set():
+            pass
+
     def stop(self) -> None:
         """End the thread; what it has not written stays for `write_rest`. It may have to wait for
         a database that does not answer, but never longer than a connection's time-outs."""
@@ -133,19 +144,22 @@ class Recorder:
                 return  # the caller writes the rest: one transaction less on the way to the next
             with self._lock:
                 batch, self._batch = self._batch, _Batch()
-            if not batch:
-                continue
             try:
-                with transaction() as session:
-                    self._write(session, batch)
+                if batch:
+                    with transaction() as session:
+                        self._write(session, batch)
             except StaleFenceError:
+                self._closed.set()
                 self._on_stale()
                 return
             except UnavailableError as error:
                 _log.warning("job %s: %s; trying again", self._job_id, error.what)
                 self._keep(batch)
+                continue
             except Exception:  # noqa: BLE001 (a batch that cannot be written must not stop the rest)
                 _log.exception("job %s: a batch of its records was dropped", self._job_id)
+            for written in batch.written:
+                written.set()
 
     def _keep(self, older: _Batch) -> None:
         """Put a batch that was not written before what has come since."""
@@ -160,6 +174,7 @@ class Recorder:
                 progress=newer.progress or older.progress,
                 activity=older.activity if newer.activity is None else newer.activity,
                 trainer=newer.trainer or older.trainer,
+                written=[*older.written, *newer.written],
             )
 
     def _write(self, session: Session, batch: _Batch) -> None:

@@ -24,7 +24,7 @@ from gpu_worker.protocol import Evaluated, EvaluationResult, Failed, Trained
 from gpu_worker.recorder import Recorder
 from gpu_worker.session import OUTCOMES, LeaseLost
 from models import store
-from models.errors import StateError, TimeLimitError
+from models.errors import CeloraError, StateError, TimeLimitError
 from models.queries import attempts, history, products
 from models.queries.attempts import Claim
 from models.settings import settings
@@ -43,7 +43,6 @@ class StageEnd:
     def __init__(self, session: GpuSession, claim: Claim, lease: Lease, inbox: Inbox) -> None:
         self.session, self.claim, self.lease, self.inbox = session, claim, lease, inbox
         self.trackers = session.trackers_for(claim)
-        self.keeper = CheckpointKeeper(claim.job_id, claim.fence, lease)
         self.recorder = Recorder(
             claim.job_id,
             claim.fence,
@@ -51,6 +50,7 @@ class StageEnd:
             on_stale=lambda: inbox.put(LeaseLost("another ended the attempt")),
             feed=self.trackers.log,
         )
+        self.keeper = CheckpointKeeper(claim.job_id, claim.fence, lease, self.recorder.flush)
 
     def trained(self, trained: Trained) -> bool:
         self.keep_checkpoints()
@@ -149,10 +149,13 @@ class StageEnd:
     def failed(self, error: dict[str, Any], *, step: int | None = None) -> bool:
         return self._end(Outcome.FAILED, reason=error.get("message"), step=step, error=error)
 
-    def gave_up(self, why: str) -> bool:
-        """The attempt is lost; what its trainer had saved before is kept for the next one."""
+    def gave_up(self, why: str, error: CeloraError | None = None) -> bool:
+        """The attempt is lost; what its trainer had saved before is kept for the next one.
+
+        `error` is the job's where there is no next one.
+        """
         self.keep_checkpoints()
-        return self._end(Outcome.LOST, reason=why)
+        return self._end(Outcome.LOST, reason=why, error=error.record() if error else None)
 
     def out_of_memory(self, failed: Failed) -> bool:
         """Again with a smaller micro-batch and the same effective batch, if there is a smaller."""

@@ -10,8 +10,11 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from gpu_worker import recorder
-from gpu_worker.protocol import Metrics, Point
+from gpu_worker.checkpoints import CheckpointKeeper
+from gpu_worker.lease import Lease, now
+from gpu_worker.protocol import CheckpointSaved, Metrics, Point
 from gpu_worker.recorder import Recorder
+from models import store
 from models.queries import history
 from models.queries.attempts import Claim
 from models.session import transaction
@@ -119,6 +122,45 @@ def test_an_outage_loses_nothing_and_blocks_nobody(
     line.restore()
     until(lambda: steps(claim.job_id) == list(range(1, 500)))
     until(lambda: lines(claim.job_id) == [f"step {step}" for step in range(2, 500)])
+
+
+def test_a_flush_waits_until_what_was_said_before_is_written(
+    claim: Claim, line: TcpProxy, start: Callable[..., Recorder]
+) -> None:
+    one = start()
+    line.cut()
+    one.metrics(metrics(1))
+    refused = line.refused
+    flush = threading.Thread(target=one.flush)
+    flush.start()
+    until(lambda: line.refused > refused)
+    assert flush.is_alive()
+    line.restore()
+    flush.join(5)
+    assert not flush.is_alive()
+    assert steps(claim.job_id) == [1]
+
+
+def test_no_checkpoint_is_registered_before_the_curve_that_led_to_it(
+    claim: Claim, start: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed after it loses nothing: a resume does not say those steps again."""
+    monkeypatch.setattr(recorder, "FLUSH_SECONDS", 60)
+    one = start()
+    lease = Lease(
+        claim.attempt_id, claim_sent_at=now(), on_stop=lambda _: None, on_lost=lambda _: None
+    )
+    keeper = CheckpointKeeper(claim.job_id, claim.fence, lease, one.flush)
+    folder = store.work_folder(claim.job_id, claim.fence) / "checkpoints" / "step-3"
+    folder.mkdir(parents=True)
+    for step in (1, 2, 3):
+        one.metrics(metrics(step))
+    keeper.add(
+        CheckpointSaved(step=3, path=str(folder), size_bytes=0, trained_tokens=300, metrics={})
+    )
+    until(lambda: keeper.registered_step == 3)
+    lease.close()
+    assert steps(claim.job_id) == [1, 2, 3]
 
 
 def test_a_stale_fence_is_told_and_nothing_is_written(
