@@ -72,6 +72,10 @@ class OwnPostgres(PostgresServer):
     options: str
 
     @property
+    def port(self) -> int:
+        return make_url(self.url).port or 0
+
+    @property
     def pid(self) -> int:
         """The postmaster's."""
         return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])

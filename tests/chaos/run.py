@@ -1,0 +1,251 @@
+"""One run: servers of its own, Celora's processes, jobs, faults; then the calm, and the evidence."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import make_url
+
+import celora
+import migrations
+from models.errors import UnavailableError
+from tests import postgres_server
+from tests.chaos import audit, checker, ledger
+from tests.chaos.broker import broker
+from tests.chaos.faults import Fault, Faults
+from tests.chaos.pool import HOSTS, Pool
+from tests.chaos.workload import TENANTS, Workload
+from tests.environment import variables
+
+_START_SECONDS = 120.0
+_CALM_SECONDS = 300.0
+# Jobs are submitted ahead of the faults, so that those at the end still meet some.
+_AHEAD = 0.3
+_INJECTORS = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    jobs: int
+    real: int  # of them train for real
+    faults: int
+    seconds: float  # at most, for jobs and faults; the calm comes after
+    seed: int
+    slots: int = 2  # of each of the two hosts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    findings: checker.Findings
+    faults: list[Fault]
+    broker: str
+    restarts: int  # of processes, as a service manager would
+    acts: dict[str, int]  # of the jobs' owners
+    attempts: dict[str, int]  # by outcome
+    fault_seconds: float
+    calm_seconds: float
+    logs: str
+
+
+def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
+    """Raises SetupError where the servers cannot be started."""
+    with _folder() as folder:
+        for name in ("postgres", "broker", "stack"):
+            (folder / name).mkdir(mode=0o755)
+        with (
+            postgres_server.own_server(folder / "postgres") as postgres,
+            broker(folder / "broker") as queues,
+        ):
+            say(f"broker       {queues.what}")
+            environment = {
+                "CELORA_DATABASE_URL": postgres.create("chaos"),
+                "CELORA_BROKER_URL": queues.url,
+                "CELORA_HOME": str(folder / "stack" / "home"),
+                "CELORA_ALLOW_SCRIPTED": "true",
+            }
+            with variables(**environment):
+                pool = Pool(folder / "stack", environment, slots=plan.slots)
+                faults = Faults(pool, postgres, queues)
+                work = Workload(
+                    ledger.Ledger(folder / "ledger.json"),
+                    random.Random(plan.seed),
+                    queues.url,
+                    jobs=plan.jobs,
+                    real=plan.real,
+                )
+                work.train_on(folder)
+                return _Run(plan, folder, pool, faults, work, say).outcome(queues.what)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A short path that others may enter: root's Postgres runs as another user."""
+    folder = Path(tempfile.mkdtemp(prefix="celora_chaos_"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        pool: Pool,
+        faults: Faults,
+        work: Workload,
+        say: Callable[[str], None],
+    ) -> None:
+        self.plan, self.folder, self.pool = plan, folder, pool
+        self.faults, self.work, self.say = faults, work, say
+        self.url = (
+            make_url(pool.stack.environment["CELORA_DATABASE_URL"])
+            .set(drivername="postgresql")
+            .render_as_string(hide_password=False)
+        )
+        self.lives = folder / "lives.jsonl"
+        self.over = threading.Event()
+        self.began = 0.0
+
+    def outcome(self, broker_words: str) -> Outcome:
+        migrations.upgrade(self.pool.stack.environment["CELORA_DATABASE_URL"])
+        audit.install(self.url)
+        self._limit_tenants()
+        try:
+            self.pool.start(self.lives)
+            self._wait("all GPU slots are free", self._all_free, _START_SECONDS)
+            fault_seconds = self._storm()
+            calm_seconds = self._calm()
+            attempts = dict(self._ask("SELECT outcome, count(*) FROM attempts GROUP BY 1"))
+        finally:
+            self.over.set()
+            self.work.close()
+            self.pool.close()
+        findings = checker.check(
+            self.url,
+            ledger.read(self.folder / "ledger.json"),
+            checker.read_lives(self.lives),
+        )
+        return Outcome(
+            findings,
+            self.faults.done,
+            broker_words,
+            self.pool.restarts,
+            self.work.acts,
+            attempts,
+            fault_seconds,
+            calm_seconds,
+            self.pool.logs(),
+        )
+
+    def _limit_tenants(self) -> None:
+        with psycopg.connect(self.url) as connection:
+            for number, name in enumerate(TENANTS):
+                connection.execute(
+                    "INSERT INTO tenants (name, weight, max_running_jobs, user_max_running_jobs)"
+                    " VALUES (%s, %s, %s, %s)",
+                    (
+                        name,
+                        number + 1,
+                        [None, 3, None, None][number],
+                        [None, None, 1, None][number],
+                    ),
+                )
+
+    def _storm(self) -> float:
+        """Jobs and faults, until enough faults have happened or the time is up."""
+        self.began = self.faults.began = time.monotonic()
+        threads = [threading.Thread(target=self._work, name="owners", daemon=True)]
+        for number in range(_INJECTORS):
+            rng = random.Random(f"{self.plan.seed} {number}")
+            threads.append(threading.Thread(target=self._inject, args=(rng,), daemon=True))
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            self.pool.tend()
+            time.sleep(0.1)
+        return time.monotonic() - self.began
+
+    def _progress(self) -> float:
+        by_faults = len(self.faults.done) / max(1, self.plan.faults)
+        return max(by_faults, (time.monotonic() - self.began) / self.plan.seconds)
+
+    def _work(self) -> None:
+        while self.work.left or self._progress() < 1:
+            try:
+                if self.work.left and self.work.submitted < self.plan.jobs * (
+                    _AHEAD + self._progress()
+                ):
+                    self.work.submit_next()
+                self.work.act()
+            except UnavailableError:
+                pass
+            self.over.wait(0.05)
+
+    def _inject(self, rng: random.Random) -> None:
+        deck: list[str] = []
+        self.over.wait(rng.uniform(2, 4))
+        while self._progress() < 1 and not self.over.is_set():
+            if not deck:
+                deck = list(self.faults.kinds)
+                rng.shuffle(deck)
+            kind = deck.pop()
+            if self.faults.inject(kind, rng):
+                fault = self.faults.done[-1]
+                self.say(f"{fault.began:6.1f} s     {kind}: {fault.proof}")
+                self.over.wait(rng.uniform(0.3, 2.5))
+
+    def _calm(self) -> float:
+        """No more faults: every job has to come to its end by itself."""
+        began = time.monotonic()
+        self.say(f"{began - self.began:6.1f} s     no more faults; {self._left()} jobs to go")
+        self._wait("the owners' last acts", self._last_acts, 60)
+        self._wait("every job has ended", lambda: self._left() == 0, _CALM_SECONDS, fail=False)
+        return time.monotonic() - began
+
+    def _last_acts(self) -> bool:
+        try:
+            self.work.act_on_all()
+        except UnavailableError:
+            return False
+        return True
+
+    def _left(self) -> int:
+        """Promised jobs that have not ended; those that are paused are resumed."""
+        for (job_id,) in self._ask("SELECT id FROM jobs WHERE state = 'paused'"):
+            celora.resume(job_id)
+        ended = "SELECT count(*) FROM jobs WHERE state IN ('completed', 'failed', 'cancelled')"
+        ((count,),) = self._ask(ended)
+        return self.work.submitted - int(count)
+
+    def _all_free(self) -> bool:
+        ((count,),) = self._ask("SELECT count(*) FROM gpus WHERE reported = 'idle'")
+        return int(count) == self.plan.slots * len(HOSTS)
+
+    def _ask(self, query: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(query.encode()).fetchall()
+
+    def _wait(
+        self, what: str, condition: Callable[[], bool], seconds: float, *, fail: bool = True
+    ) -> None:
+        patience = time.monotonic() + seconds
+        while not condition():
+            self.pool.tend()
+            if time.monotonic() > patience:
+                if fail:
+                    raise AssertionError(f"not within {seconds:g} s: {what}\n{self.pool.logs()}")
+                return
+            time.sleep(0.2)
