@@ -14,8 +14,8 @@ from models.settings import settings
 # that is the same for all would outweigh all that tenants with short jobs have really used.
 PLACEMENT_CHARGE_SECONDS = 60.0
 
-# What each user holds on GPUs right now. `charged`: from the moment it is placed each attempt counts
-# as long as its tenant's take, and what it has really used once that is more.
+# What each user holds on GPUs right now. `charged`: from the moment it is placed each attempt
+# counts as long as its tenant's take, and what it has really used once that is more.
 LIVE = """
     live AS MATERIALIZED (
         SELECT jobs.tenant_id, jobs.user_name, count(*) AS jobs, sum(used.seconds) AS gpu_seconds,
@@ -35,6 +35,18 @@ LIVE = """
 
 _MONTH_START = "date_trunc('month', statement_timestamp() AT TIME ZONE 'UTC')::date"
 
+# GPU-seconds since the month began, of ended attempts: of a row of `tenants`, of one of `users`.
+TENANT_MONTH = f"""
+    SELECT sum(usage_days.gpu_seconds) FROM usage_days
+    JOIN users ON users.id = usage_days.user_id
+    WHERE users.tenant_id = tenants.id AND day >= {_MONTH_START}
+"""  # noqa: S608 (joined from constants)
+USER_MONTH = f"""
+    SELECT sum(usage_days.gpu_seconds) FROM usage_days
+    WHERE usage_days.user_id = users.id AND day >= {_MONTH_START}
+"""  # noqa: S608 (joined from constants)
+TENANT_DISK = "SELECT sum(disk_used_bytes) FROM users WHERE users.tenant_id = tenants.id"
+
 
 def _over(running: str, hours: str, disk: str, *, month: str, used: str) -> str:
     """The first limit that is reached, by name; NULL while all hold."""
@@ -52,10 +64,8 @@ _TENANT_LIMIT = _over(
     "tenants.max_running_jobs",
     "tenants.gpu_hours_per_month",
     "tenants.disk_bytes",
-    month=f"""SELECT sum(usage_days.gpu_seconds) FROM usage_days
-              JOIN users ON users.id = usage_days.user_id
-              WHERE users.tenant_id = tenants.id AND day >= {_MONTH_START}""",  # noqa: S608
-    used="(SELECT sum(disk_used_bytes) FROM users WHERE users.tenant_id = tenants.id)",
+    month=TENANT_MONTH,
+    used=f"({TENANT_DISK})",
 )
 
 # For a row of `users` joined to its `tenants`, and to `live` as `held`.
@@ -63,14 +73,13 @@ USER_LIMIT = _over(
     "coalesce(users.max_running_jobs, tenants.user_max_running_jobs)",
     "coalesce(users.gpu_hours_per_month, tenants.user_gpu_hours_per_month)",
     "coalesce(users.disk_bytes, tenants.user_disk_bytes)",
-    month=f"""SELECT sum(usage_days.gpu_seconds) FROM usage_days
-              WHERE usage_days.user_id = users.id AND day >= {_MONTH_START}""",  # noqa: S608
+    month=USER_MONTH,
     used="users.disk_used_bytes",
 )
 
 # A tenant's share: recent use (decayed to now) and what its live attempts are charged, over its
-# weight. The smallest goes first. All at one instant, so that equal use is equal. `over_limit` names
-# the tenant's limit that is reached.
+# weight. The smallest goes first. All at one instant, so that equal use is equal. `over_limit`
+# names the tenant's limit that is reached.
 SHARES = f"""
     {LIVE}, shares AS (
         SELECT tenants.id AS tenant_id, weight, tenants.may_preempt,

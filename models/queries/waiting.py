@@ -1,34 +1,46 @@
-"""Why a job waits, in a sentence, and how many go before it in the dispatcher's order."""
+"""Why a job waits, in a sentence, how many go before it, and when it is expected to start."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from models.queries.gpus import GpuView, list_gpus
+from models.forecast import Placed
+from models.queries.depth import depth
 from models.queries.jobs import get_job
-from models.queries.shares import PLACEMENT_CHARGE_SECONDS, SHARES, share_parameters
+from models.queries.pool import Pool, read_pool
+from models.queries.reasons import Blocker, basis, blocker, expected, may_come
 from models.states import JobState
 from models.tables import Job
+
+# So far the pool is played forward for one answer; what lies behind is counted.
+_PLAYED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """`reason` is a code that stays: to_prepare, preparing, no_worker, gpus_held, gpus_cordoned,
-    gpus_busy, next, placed, running, stopping, paused, finished.
+    """`reason` is a code that stays: to_prepare, preparing, waits_for, limit, no_worker,
+    no_such_gpu, such_gpus_busy, gpus_held, gpus_cordoned, gpus_busy, preempting, next, placed,
+    running, stopping, paused, finished.
 
     `position` counts from 1 in the order in which the dispatcher would place; none when the job
-    does not wait for a GPU. Other jobs that come meanwhile can change it.
+    does not wait for a GPU, or cannot be placed as things stand. Other jobs that come meanwhile
+    can change it, and with it `expected_start_at`. `limit` names the one that is reached, and
+    `limit_of` whose it is: tenant or user.
     """
 
     state: JobState
     reason: str
     sentence: str
     position: int | None = None
+    expected_start_at: datetime | None = None
+    basis: str | None = None  # what the expectation rests on, in words
+    limit: str | None = None
+    limit_of: str | None = None
 
 
 def why_waiting(session: Session, job_id: str) -> Why:
@@ -61,7 +73,18 @@ def _why_pending(session: Session, job: Job) -> Why:
         return Why(state, "preparing", "Its data is being prepared.")
     if claimed is not None:
         return Why(state, "to_prepare", "Its data waits for a CPU worker: is one running?")
+    if job.lane_id is not None:
+        full = session.execute(_FULL, {"lane_id": job.lane_id}).first()
+        if full is not None:
+            return Why(state, "limit", _too_many(full), limit="max_queued_jobs", limit_of=full.of)
     return Why(state, "to_prepare", "Its data waits to be prepared, after others that came first.")
+
+
+def _too_many(full: Row[Any]) -> str:
+    return (
+        f"{full.who} may have {full.most} prepared {'job' if full.most == 1 else 'jobs'} waiting"
+        f" (max_queued_jobs), and has {full.counted}: its data is prepared when one has started."
+    )
 
 
 def _why_queued(session: Session, job: Job) -> Why:
@@ -69,60 +92,77 @@ def _why_queued(session: Session, job: Job) -> Why:
     placed = session.execute(_LIVE, {"job_id": job.id}).one_or_none()
     if placed is not None:
         return Why(state, "placed", f"It has a GPU ({placed.queue}); its worker takes it up now.")
-    position = _position(session, job)
-    gpus = list_gpus(session)
-    reason, sentence = _blocker(gpus)
-    if reason == "next" and position > sum(gpu.state == "free" for gpu in gpus):
-        reason, sentence = "gpus_busy", "Jobs that go first take the GPUs that are free."
-    if position > 1:
-        sentence += f" {position - 1} {'job goes' if position == 2 else 'jobs go'} before it."  # noqa: PLR2004 (one before it)
-    return Why(state, reason, sentence, position)
+    if job.waits_for is not None:
+        return Why(state, "waits_for", _predecessor(session, job.waits_for))
+    if job.lane_id is None:
+        said = "An earlier version submitted it; the dispatcher takes it up. Is it running?"
+        return Why(state, "next", said)
+    victim = session.execute(_VICTIM, {"job_id": job.id}).scalar()
+    if victim is not None:
+        return Why(state, "preempting", f"It is urgent: job {victim} makes room for it.", 1)
+    return _why_in_the_queue(session, job, job.lane_id)
 
 
-def _blocker(gpus: list[GpuView]) -> tuple[str, str]:
-    """What keeps the next job from a GPU: the state that would change most, from best to worst."""
-    count = Counter(gpu.state for gpu in gpus)
-    if count["free"]:
-        return "next", "A GPU is free: the dispatcher places it within seconds. Is it running?"
-    working = count["busy"] + count["placed"] + count["unknown"]
-    if working:
-        return "gpus_busy", f"All GPUs that take jobs are busy ({working})."
-    if count["held"]:
-        return "gpus_held", "Other processes hold the memory of the GPUs; see `celora gpus`."
-    if count["cordoned"]:
-        return "gpus_cordoned", "The GPUs are cordoned; see `celora gpus`."
-    return "no_worker", "No GPU worker is running; `celora gpu-worker` starts one."
+def _why_in_the_queue(session: Session, job: Job, lane_id: int) -> Why:
+    pool = read_pool(session, lane_id)
+    last: Placed | None = None
+    mine: Placed | None = None
+    for last in pool.play.run(_PLAYED):
+        if last.waiter.id == job.id:
+            mine = last
+            break
+    found = blocker(pool, lane_id, mine)
+    if mine is None and last is not None and pool.play.cut and may_come(pool, found):
+        return _far_back(session, pool, job, found, last)
+    when = expected(pool, mine, found)
+    position = mine.position if mine else None
+    return Why(
+        JobState.QUEUED,
+        found.reason,
+        found.sentence + _before(position),
+        position,
+        when.start_at,
+        when.basis,
+        found.limit,
+        found.limit_of,
+    )
 
 
-def _position(session: Session, job: Job) -> int:
-    """1 + the jobs placed before it if GPUs came free one after another from now on.
+def _far_back(session: Session, pool: Pool, job: Job, found: Blocker, last: Placed) -> Why:
+    """Behind all that was played: by count and rate."""
+    deep = depth(session, job, last)
+    start_at = said = None
+    if deep.seconds is not None:
+        start_at = pool.now + timedelta(seconds=deep.seconds)
+        said = f"{basis(last)}; those behind at the same rate"
+    return Why(
+        JobState.QUEUED,
+        found.reason,
+        found.sentence + _before(deep.position, "about " if deep.exact else "at least "),
+        deep.position,
+        start_at,
+        said,
+        found.limit,
+        found.limit_of,
+    )
 
-    Each placement adds the charge to its tenant's sum. With k jobs of its own tenant up to and with
-    this one, that tenant's share is (sum + (k - 1) · charge) / weight at its turn; another tenant
-    has by then placed as many as keep its share below that, if it has as many.
-    """
-    shares = {row.tenant_id: row for row in session.execute(_SHARES, share_parameters())}
-    own = shares.get(job.tenant_id)
-    if own is None:  # the tenant's last job has just been placed
-        return 1
-    rank = session.execute(
-        _RANK,
-        {
-            "tenant_id": job.tenant_id,
-            "turn_at": job.turn_at,
-            "job_id": job.id,
-        },
-    ).scalar_one()
-    at_turn = (float(own.gpu_seconds) + (rank - 1) * PLACEMENT_CHARGE_SECONDS) / own.weight
-    before = 0
-    for tenant_id, other in shares.items():
-        if tenant_id == job.tenant_id:
-            continue
-        turns = (at_turn * other.weight - float(other.gpu_seconds)) / PLACEMENT_CHARGE_SECONDS
-        # At an equal share the lower id goes first.
-        placed = math.floor(turns) + 1 if tenant_id < job.tenant_id else math.ceil(turns)
-        before += min(max(placed, 0), other.waiting)
-    return before + int(rank)
+
+def _before(position: int | None, about: str = "") -> str:
+    if position is None or position == 1:
+        return ""
+    before = position - 1
+    said = f"{about}{before:,} {'job goes' if before == 1 else 'jobs go'} before it."
+    return " " + said[0].upper() + said[1:]
+
+
+def _predecessor(session: Session, job_id: str) -> str:
+    state = get_job(session, job_id).state
+    said = f"It waits for job {job_id}, which is {state}"
+    if state == JobState.FAILED:
+        return f"{said}: `celora retry {job_id}` runs that again."
+    if state == JobState.PAUSED:
+        return f"{said}: `celora resume {job_id}` lets that go on."
+    return f"{said}."
 
 
 _LIVE = text("""
@@ -131,21 +171,42 @@ _LIVE = text("""
     WHERE attempts.job_id = :job_id AND attempts.ended_at IS NULL
 """)
 
-_SHARES = text(f"""
-    WITH {SHARES}
-    SELECT shares.*, waiting.jobs AS waiting
-    FROM shares JOIN (
-        SELECT tenant_id, count(*) AS jobs FROM jobs
-        WHERE state = 'queued' AND NOT EXISTS (
-            SELECT FROM attempts WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
-        GROUP BY tenant_id
-    ) AS waiting ON waiting.tenant_id = shares.tenant_id
-""")  # noqa: S608 (joined from constants)
+_VICTIM = text("""
+    SELECT job_id FROM attempts WHERE preempted_for = :job_id AND ended_at IS NULL LIMIT 1
+""")
 
-_RANK = text("""
-    SELECT count(*) + 1 FROM jobs
-    WHERE tenant_id = :tenant_id AND state = 'queued'
-      AND (turn_at, id) < (:turn_at, :job_id)
-      AND NOT EXISTS (
-          SELECT FROM attempts WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
+# The tenant or the user of a lane who has as many prepared jobs, or jobs in preparation, as may be.
+_FULL = text("""
+    WITH parties AS (
+        SELECT 'tenant' AS of, 'Tenant ' || tenants.name AS who,
+               tenants.max_queued_jobs AS most, tenants.id AS tenant_id, NULL::bigint AS user_id
+        FROM lanes JOIN tenants ON tenants.id = lanes.tenant_id WHERE lanes.id = :lane_id
+        UNION ALL
+        SELECT 'user', 'User ' || users.name || ' of tenant ' || tenants.name,
+               coalesce(users.max_queued_jobs, tenants.user_max_queued_jobs), tenants.id, users.id
+        FROM lanes
+        JOIN users ON users.id = lanes.user_id
+        JOIN tenants ON tenants.id = users.tenant_id
+        WHERE lanes.id = :lane_id
+    )
+    SELECT parties.*, waiting.counted + preparing.counted AS counted
+    FROM parties
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS counted FROM (
+            SELECT FROM lanes JOIN jobs ON jobs.lane_id = lanes.id
+            WHERE lanes.tenant_id = parties.tenant_id
+              AND (parties.user_id IS NULL OR lanes.user_id = parties.user_id)
+              AND jobs.state = 'queued' AND jobs.waits_for IS NULL
+            LIMIT parties.most
+        ) AS jobs
+    ) AS waiting
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS counted
+        FROM attempts JOIN jobs ON jobs.id = attempts.job_id JOIN lanes ON lanes.id = jobs.lane_id
+        WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NULL
+          AND lanes.tenant_id = parties.tenant_id
+          AND (parties.user_id IS NULL OR lanes.user_id = parties.user_id)
+    ) AS preparing
+    WHERE waiting.counted + preparing.counted >= parties.most
+    LIMIT 1
 """)

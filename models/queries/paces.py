@@ -1,0 +1,75 @@
+"""How long jobs took lately, read for models/paces.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from models.paces import Finished, Paces, Work
+
+# Of the whole pool: enough for some groups of like jobs, and read by index in a few milliseconds.
+_NEWEST = 300
+_NEWEST_TURNOVERS = 40
+_ASSUMED_TURNOVER_SECONDS = 0.3
+_LONGEST_TURNOVER_SECONDS = 120.0  # beyond it something else kept the GPU idle
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    paces: Paces
+    turnover_seconds: float  # from the end of one job to the claim of the next one on that GPU
+
+
+def read_paces(session: Session) -> Record:
+    rows = session.execute(_FINISHED, {"newest": _NEWEST}).all()
+    gaps = [
+        row.turnover
+        for row in rows
+        if row.turnover is not None and 0 <= row.turnover <= _LONGEST_TURNOVER_SECONDS
+    ][:_NEWEST_TURNOVERS]
+    finished = (
+        Finished(
+            Work(row.tenant_id, row.base_model, row.method, row.size, row.evaluate),
+            row.steps,
+            row.train_seconds,
+            row.evaluation_seconds,
+        )
+        for row in rows
+    )
+    return Record(Paces(finished), median(gaps) if gaps else _ASSUMED_TURNOVER_SECONDS)
+
+
+# What tells how many rows and tokens a step has.
+SIZE = """
+    concat_ws('x', jobs.spec ->> 'batch_size', jobs.spec ->> 'gradient_accumulation',
+              jobs.spec ->> 'max_sequence_length')
+"""
+EVALUATE = "coalesce(jobs.spec ->> 'evaluate', 'true') <> 'false'"
+
+# An attempt waited for its predecessor on the GPU only if its job was queued by then.
+_FINISHED = text(f"""
+    WITH newest AS MATERIALIZED (
+        SELECT attempts.*, lag(ended_at) OVER (PARTITION BY gpu_id ORDER BY ended_at) AS before
+        FROM (
+            SELECT * FROM attempts
+            WHERE outcome = 'completed' AND gpu_id IS NOT NULL
+            ORDER BY ended_at DESC
+            LIMIT :newest
+        ) AS attempts
+    )
+    SELECT jobs.tenant_id, jobs.base_model, jobs.method, {SIZE} AS size, {EVALUATE} AS evaluate,
+           greatest(0, jobs.step - coalesce(newest.start_step, 0)) AS steps,
+           CASE WHEN 'train' = ANY (claimed_stages) THEN extract(
+               epoch FROM (CASE WHEN 'evaluate' = ANY (claimed_stages)
+                                THEN stage_at ELSE ended_at END) - claimed_at)::float8
+           END AS train_seconds,
+           CASE WHEN 'evaluate' = ANY (claimed_stages)
+                THEN extract(epoch FROM ended_at - stage_at)::float8 END AS evaluation_seconds,
+           CASE WHEN jobs.queued_at < before
+                THEN extract(epoch FROM claimed_at - before)::float8 END AS turnover
+    FROM newest JOIN jobs ON jobs.id = newest.job_id
+    ORDER BY newest.ended_at DESC
+""")  # noqa: S608 (joined from constants)

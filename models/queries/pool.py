@@ -1,0 +1,337 @@
+"""The whole pool as it stands: what `celora why` and the forecasts are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from models.forecast import Lane, Party, Play, Sharer, Slot, Waiter
+from models.gpu_wish import GpuWish
+from models.paces import Estimate, Paces, Running, Work
+from models.queries.gpus import GpuView, list_gpus
+from models.queries.lanes import FITS
+from models.queries.paces import EVALUATE, SIZE, read_paces
+from models.queries.shares import (
+    PLACEMENT_CHARGE_SECONDS,
+    TENANT_DISK,
+    TENANT_MONTH,
+    USER_MONTH,
+)
+from models.settings import settings
+from models.states import Stage
+
+# Jobs that are read at first, over all lanes; and then of one lane, when it runs out.
+_ROWS = 1500
+_FRONT = 8  # of each lane, at least
+_PAGE = 200
+# A GPU whose worker has not said yet that it is idle, or whose trainer is just leaving.
+_SETTLING_SECONDS = 10.0
+_MAY_WORK = frozenset({"free", "busy", "placed", "unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a tenant or of one user, and what is used of them now; none: no limit."""
+
+    of: str  # tenant, user
+    who: str  # for people: "tenant a", "user ada of tenant a"
+    max_running_jobs: int | None
+    max_queued_jobs: int | None
+    gpu_hours_per_month: float | None
+    disk_bytes: int | None
+    running: int
+    gpu_seconds: float
+    disk_used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    wish: GpuWish
+    gpu_ids: frozenset[int]  # which have it, whether or not they take jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """`limits` by ("tenant" | "user", id); `lanes` by id of the lane."""
+
+    now: datetime
+    gpus: list[GpuView]
+    needs: dict[int, Need]
+    limits: dict[tuple[str, int], Limits]
+    lanes: dict[int, tuple[int, int, int]]  # tenant, user, need
+    play: Play
+
+
+@dataclass(frozen=True, slots=True)
+class _Parties:
+    sharers: dict[int, Sharer]
+    users: dict[int, Party]
+    limits: dict[tuple[str, int], Limits]
+
+
+def takes_jobs(gpu: GpuView) -> bool:
+    """Whether jobs are placed there, now or when its present job is over."""
+    return gpu.state in _MAY_WORK and not gpu.cordoned
+
+
+def read_pool(session: Session, lane_id: int | None = None) -> Pool:
+    """`lane_id`: one that is wanted even if no job waits there (the last has just been placed)."""
+    now = session.scalars(text("SELECT clock_timestamp()")).one()
+    record = read_paces(session)
+    gpus = list_gpus(session)
+    live = session.execute(_RUNNING).all()
+    fronts = session.execute(_FRONTS, {"rows": _ROWS, "front": _FRONT}).all()
+    lanes = {row.lane_id: (row.tenant_id, row.user_id, row.need_id) for row in fronts}
+    if lane_id is not None and lane_id not in lanes:
+        row = session.execute(_LANE, {"lane_id": lane_id}).one()
+        lanes[lane_id] = (row.tenant_id, row.user_id, row.need_id)
+    needs = _needs(session, {need for _, _, need in lanes.values()})
+    parties = _parties(session, lanes, live)
+    waiters: dict[int, list[Waiter]] = {}
+    urgent: dict[int, bool] = {}
+    for row in fronts:
+        waiters.setdefault(row.lane_id, []).append(_waiter(row, record.paces))
+        urgent[row.lane_id] = row.urgent
+    made = Play(
+        slots=_slots(gpus, needs, live, record.paces, parties),
+        lanes=[
+            Lane(
+                parties.sharers[lanes[lane][0]],
+                parties.users[lanes[lane][1]],
+                lanes[lane][2],
+                urgent[lane],
+                found,
+                _pages(session, lane, found[-1], record.paces) if len(found) >= _FRONT else None,
+            )
+            for lane, found in waiters.items()
+        ],
+        half_life=settings().usage_half_life_seconds,
+        head_start=timedelta(seconds=settings().warm_head_start_seconds),
+        turnover=record.turnover_seconds,
+        order_only=not any(map(takes_jobs, gpus)),
+    )
+    return Pool(now=now, gpus=gpus, needs=needs, limits=parties.limits, lanes=lanes, play=made)
+
+
+def _pages(session: Session, lane: int, last: Waiter, paces: Paces) -> Callable[[], list[Waiter]]:
+    """The next jobs of a lane, a page at each call."""
+    at = (last.turn, last.id)
+
+    def more() -> list[Waiter]:
+        nonlocal at
+        rows = session.execute(
+            _NEXT, {"lane_id": lane, "turn_at": at[0], "job_id": at[1], "page": _PAGE}
+        ).all()
+        found = [_waiter(row, paces) for row in rows]
+        if found:
+            at = (found[-1].turn, found[-1].id)
+        return found
+
+    return more
+
+
+def _work(row: Row[Any]) -> Work:
+    return Work(row.tenant_id, row.base_model, row.method, row.size, row.evaluate)
+
+
+def _waiter(row: Row[Any], paces: Paces) -> Waiter:
+    steps = max(0, row.total_steps - row.step) if row.total_steps else None
+    estimate = paces.of_waiting(_work(row), Stage(row.stage), steps)
+    return Waiter(row.id, row.turn_at, row.base_model, estimate)
+
+
+def _rest(row: Row[Any], paces: Paces) -> Estimate:
+    age = row.age or 0.0
+    fresh = row.progress_age is not None and row.progress_age < age
+    return paces.of_running(
+        Running(
+            _work(row),
+            Stage(row.stage),
+            row.step if fresh else row.start_step,
+            row.start_step,
+            row.total_steps,
+            age,
+            row.stage_age or 0.0,
+            row.progress_age if fresh else None,
+            row.limit_seconds,
+            stopping=row.stop_requested is not None,
+        )
+    )
+
+
+def _slots(
+    gpus: list[GpuView],
+    needs: dict[int, Need],
+    live: Sequence[Row[Any]],
+    paces: Paces,
+    parties: _Parties,
+) -> list[Slot]:
+    """Each GPU that takes jobs; one that takes none only as long as its job counts."""
+    running = {row.gpu_id: row for row in live}
+    slots = []
+    for gpu in gpus:
+        takes = takes_jobs(gpu)
+        job = running.get(gpu.id)
+        if not takes and job is None:
+            continue
+        slot = Slot(
+            gpu.id,
+            frozenset(id_ for id_, need in needs.items() if takes and gpu.id in need.gpu_ids),
+            gpu.memory_bytes,
+            len(gpu.labels),
+            gpu.loaded_base,
+        )
+        if job is not None:
+            slot.work = _rest(job, paces)
+            slot.start, slot.busy = -(job.age or 0.0), slot.work.seconds
+            slot.sharer = parties.sharers.setdefault(job.tenant_id, Sharer(id=job.tenant_id))
+            slot.user = parties.users.setdefault(job.user_id, Party())
+            slot.base_model = job.base_model
+        elif gpu.state != "free":
+            slot.busy = _SETTLING_SECONDS
+        slots.append(slot)
+    return slots
+
+
+def _needs(session: Session, ids: set[int]) -> dict[int, Need]:
+    return {
+        row.id: Need(GpuWish(row.memory_bytes, row.model, row.labels), frozenset(row.gpu_ids))
+        for row in session.execute(_NEEDS, {"ids": list(ids)})
+    }
+
+
+def _parties(
+    session: Session, lanes: dict[int, tuple[int, int, int]], live: Sequence[Row[Any]]
+) -> _Parties:
+    """The tenants and users of these lanes, with what limits them."""
+    limits: dict[tuple[str, int], Limits] = {}
+    sharers: dict[int, Sharer] = {}
+    users: dict[int, Party] = {}
+    half_life = settings().usage_half_life_seconds
+    asked = {"ids": list({tenant for tenant, _, _ in lanes.values()}), "half_life": half_life}
+    for row in session.execute(_TENANTS, asked):
+        mine = [one for one in live if one.tenant_id == row.id]
+        limits["tenant", row.id] = found = _limits(row, "tenant", f"tenant {row.name}", mine)
+        charge = row.attempt_gpu_seconds
+        sharers[row.id] = Sharer(
+            **_party(found, row.month_seconds),
+            id=row.id,
+            weight=row.weight,
+            used=row.used,
+            charge=PLACEMENT_CHARGE_SECONDS if charge is None else charge,
+            charge_is_measured=charge is not None,
+        )
+    for row in session.execute(_USERS, {"ids": list({user for _, user, _ in lanes.values()})}):
+        mine = [one for one in live if one.user_id == row.id]
+        who = f"user {row.name} of tenant {row.tenant_name}"
+        limits["user", row.id] = found = _limits(row, "user", who, mine)
+        users[row.id] = Party(**_party(found, row.month_seconds))
+    return _Parties(sharers, users, limits)
+
+
+def _limits(row: Row[Any], of: str, who: str, live: Sequence[Row[Any]]) -> Limits:
+    return Limits(
+        of,
+        who,
+        row.max_running_jobs,
+        row.max_queued_jobs,
+        row.gpu_hours_per_month,
+        row.disk_bytes,
+        len(live),
+        row.month_seconds + sum(one.age or 0.0 for one in live),
+        row.disk_used_bytes,
+    )
+
+
+def _party(limits: Limits, month_seconds: float) -> dict[str, Any]:
+    disk, hours = limits.disk_bytes, limits.gpu_hours_per_month
+    return {
+        "max_running": math.inf if limits.max_running_jobs is None else limits.max_running_jobs,
+        "seconds_allowed": math.inf if hours is None else hours * 3600,
+        "seconds_spent": month_seconds,
+        "shut": disk is not None and disk <= limits.disk_used_bytes,
+    }
+
+
+_WAITER = f"""
+    id, turn_at, tenant_id, base_model, method, stage, step,
+    coalesce(total_steps, (verdict ->> 'total_steps')::int, (spec ->> 'max_steps')::int)
+        AS total_steps,
+    {SIZE} AS size, {EVALUATE} AS evaluate
+"""
+# Queued, and not on its way to a GPU.
+WAITS = """
+    state = 'queued' AND waits_for IS NULL AND NOT EXISTS (
+        SELECT FROM attempts WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
+"""
+
+_FRONTS = text(f"""
+    SELECT lanes.id AS lane_id, lanes.user_id, lanes.need_id, lanes.urgent, front.*
+    FROM lanes CROSS JOIN LATERAL (
+        SELECT {_WAITER} FROM jobs
+        WHERE lane_id = lanes.id AND {WAITS}
+        ORDER BY turn_at, id
+        LIMIT (SELECT greatest(:front, :rows / greatest(1, count(*)))::int FROM lanes)
+    ) AS front
+""")  # noqa: S608 (joined from constants)
+
+_NEXT = text(f"""
+    SELECT {_WAITER} FROM jobs
+    WHERE lane_id = :lane_id AND {WAITS}
+      AND (turn_at, id) > (:turn_at, CAST(:job_id AS text) COLLATE "C")
+    ORDER BY turn_at, id
+    LIMIT :page
+""")  # noqa: S608 (joined from constants)
+
+_LANE = text("SELECT * FROM lanes WHERE id = :lane_id")
+
+_NEEDS = text(f"""
+    SELECT gpu_needs.*,
+           ARRAY(SELECT gpus.id FROM gpus WHERE {FITS}) AS gpu_ids
+    FROM gpu_needs WHERE id = ANY (CAST(:ids AS bigint[]))
+""")  # noqa: S608 (joined from constants)
+
+_RUNNING = text(f"""
+    SELECT attempts.gpu_id, jobs.tenant_id, users.id AS user_id, jobs.base_model, jobs.method,
+           jobs.stage, jobs.step, jobs.total_steps, jobs.stop_requested,
+           {SIZE} AS size, {EVALUATE} AS evaluate, coalesce(attempts.start_step, 0) AS start_step,
+           extract(epoch FROM clock_timestamp() - claimed_at)::float8 AS age,
+           extract(epoch FROM clock_timestamp() - stage_at)::float8 AS stage_age,
+           extract(epoch FROM clock_timestamp() - progress_at)::float8 AS progress_age,
+           coalesce((jobs.spec ->> 'time_limit_seconds')::float8, 'infinity')
+               - (jobs.gpu_seconds - jobs.gpu_seconds_before_retry) AS limit_seconds
+    FROM attempts
+    JOIN jobs ON jobs.id = attempts.job_id
+    LEFT JOIN users ON users.tenant_id = jobs.tenant_id AND users.name = jobs.user_name
+    WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NOT NULL
+""")  # noqa: S608 (joined from constants)
+
+_TENANTS = text(f"""
+    SELECT id, name, weight, attempt_gpu_seconds, max_running_jobs, max_queued_jobs,
+           gpu_hours_per_month, disk_bytes,
+           usage_gpu_seconds * power(0.5, least(
+               100, extract(epoch FROM statement_timestamp() - usage_at) / :half_life)) AS used,
+           CASE WHEN gpu_hours_per_month IS NULL THEN 0
+                ELSE coalesce(({TENANT_MONTH}), 0) END AS month_seconds,
+           CASE WHEN disk_bytes IS NULL THEN 0
+                ELSE coalesce(({TENANT_DISK}), 0) END AS disk_used_bytes
+    FROM tenants WHERE id = ANY (CAST(:ids AS bigint[]))
+""")  # noqa: S608 (joined from constants)
+
+_USERS = text(f"""
+    SELECT users.id, users.name, tenants.name AS tenant_name,
+           coalesce(users.max_running_jobs, tenants.user_max_running_jobs) AS max_running_jobs,
+           coalesce(users.max_queued_jobs, tenants.user_max_queued_jobs) AS max_queued_jobs,
+           coalesce(users.gpu_hours_per_month, tenants.user_gpu_hours_per_month)
+               AS gpu_hours_per_month,
+           coalesce(users.disk_bytes, tenants.user_disk_bytes) AS disk_bytes,
+           coalesce(({USER_MONTH}), 0) AS month_seconds, users.disk_used_bytes
+    FROM users JOIN tenants ON tenants.id = users.tenant_id
+    WHERE users.id = ANY (CAST(:ids AS bigint[]))
+""")  # noqa: S608 (joined from constants)
