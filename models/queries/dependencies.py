@@ -56,22 +56,7 @@ def release_jobs(session: Session) -> int:
 
     A failed predecessor may be run again: its successors wait. Returns how many changed.
     """
-    first = aliased(Job)
-    waiting = session.execute(
-        select(Job, first.id, first.state, func.clock_timestamp())
-        .join(first, first.id == Job.waits_for)
-        .where(
-            first.state.in_([JobState.COMPLETED, JobState.CANCELLED]),
-            Job.state.in_([JobState.PENDING, JobState.QUEUED]),
-            ~select(Attempt.id)
-            .where(Attempt.job_id == Job.id, Attempt.ended_at.is_(None))
-            .exists(),
-        )
-        .order_by(Job.id)
-        .limit(_RELEASE_AT_ONCE)
-        .with_for_update(key_share=True, skip_locked=True, of=Job)
-        .execution_options(populate_existing=True)
-    ).all()
+    waiting = session.execute(_RELEASABLE).all()
     for job, first_id, state, now in waiting:
         job.waits_for = None
         if state == JobState.CANCELLED:
@@ -83,6 +68,23 @@ def release_jobs(session: Session) -> int:
             add_event(session, job.id, "released", f"{first_id} has completed", wake=True)
     session.flush()
     return len(waiting)
+
+
+# Built once: the dispatcher asks at every wake-up.
+_first = aliased(Job)
+_RELEASABLE = (
+    select(Job, _first.id, _first.state, func.clock_timestamp())
+    .join(_first, _first.id == Job.waits_for)
+    .where(
+        _first.state.in_([JobState.COMPLETED, JobState.CANCELLED]),
+        Job.state.in_([JobState.PENDING, JobState.QUEUED]),
+        ~select(Attempt.id).where(Attempt.job_id == Job.id, Attempt.ended_at.is_(None)).exists(),
+    )
+    .order_by(Job.id)
+    .limit(_RELEASE_AT_ONCE)
+    .with_for_update(key_share=True, skip_locked=True, of=Job)
+    .execution_options(populate_existing=True)
+)
 
 
 def _fail(session: Session, job: Job, now: datetime, first_id: str) -> None:

@@ -23,7 +23,10 @@ class Exclusive(IntEnum):
 
 def try_exclusive(session: Session, key: Exclusive) -> bool:
     """Take an advisory lock until the transaction ends; False when another dispatcher has it."""
-    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(int(key)))))
+    return bool(session.scalar(_TRY, {"key": int(key)}))
+
+
+_TRY = text("SELECT pg_try_advisory_xact_lock(:key)")
 
 
 def lock_job(session: Session, job_id: str) -> tuple[Job, datetime]:
