@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from models.forecast import Placed
@@ -32,32 +34,45 @@ def depth(session: Session, job: Job, last: Placed | None) -> Depth:
     """
     tenants = session.execute(_TENANTS, share_parameters()).all()
     most = max(100, _COUNTED // max(1, len(tenants)))
-    asked = {"turn_at": job.turn_at, "job_id": job.id, "most": most, "tenant_id": job.tenant_id}
-    own_rank = 1 + session.execute(_RANK, asked).scalar_one()
-    exact = own_rank <= most
+    own_rank = 1 + _jobs_before(session, job, most)
     own = next((row for row in tenants if row.tenant_id == job.tenant_id), None)
-    position = own_rank
-    if own is not None:
-        at_turn = (own.gpu_seconds + (own_rank - 1) * own.charge) / own.weight
-        turns = {}
-        for row in tenants:
-            if row.tenant_id != job.tenant_id:
-                wanted = (at_turn * row.weight - row.gpu_seconds) / row.charge
-                # At an equal share the lower id goes first.
-                first = row.tenant_id < job.tenant_id
-                turns[row.tenant_id] = max(
-                    0, math.floor(wanted) + 1 if first else math.ceil(wanted)
-                )
-        for tenant_id, wanted in turns.items():
-            asked = {"tenant_id": tenant_id, "most": min(wanted, most)}
-            found = session.execute(_WAITING, asked).scalar_one() if wanted else 0
-            exact = exact and not (found == most < wanted)
-            position += found
-    seconds = None
-    if last is not None and last.start:
-        position = max(position, last.position + 1)
-        seconds = last.start * position / last.position
-    return Depth(position, exact, seconds)
+    turns = {} if own is None else _turns(tenants, own, own_rank)
+    asked = {
+        "tenant_ids": list(turns),
+        "most": [min(wanted, most) for wanted in turns.values()],
+    }
+    counted = {row.tenant_id: row.jobs for row in session.execute(_WAITING, asked)}
+    exact = own_rank <= most and not any(
+        counted[tenant_id] == most < wanted for tenant_id, wanted in turns.items()
+    )
+    position = own_rank + sum(counted.values())
+    if last is None:
+        return Depth(position, exact, None)
+    position = max(position, last.position + 1)
+    return Depth(position, exact, last.start and last.start * position / last.position)
+
+
+def is_behind(session: Session, job: Job, most: int) -> bool:
+    """Whether at least so many of its own tenant go before it."""
+    return _jobs_before(session, job, most) >= most
+
+
+def _jobs_before(session: Session, job: Job, most: int) -> int:
+    asked = {"turn_at": job.turn_at, "job_id": job.id, "most": most, "tenant_id": job.tenant_id}
+    return int(session.execute(_RANK, asked).scalar_one())
+
+
+def _turns(tenants: Sequence[Row[Any]], own: Row[Any], own_rank: int) -> dict[int, int]:
+    """How many the other tenants place before a tenant's job of that rank, if they have as many."""
+    at_turn = (own.gpu_seconds + (own_rank - 1) * own.charge) / own.weight
+    turns = {}
+    for row in tenants:
+        if row.tenant_id != own.tenant_id:
+            wanted = (at_turn * row.weight - row.gpu_seconds) / row.charge
+            # At an equal share the lower id goes first.
+            first = row.tenant_id < own.tenant_id
+            turns[row.tenant_id] = math.floor(wanted) + 1 if first else math.ceil(wanted)
+    return {tenant_id: wanted for tenant_id, wanted in turns.items() if wanted > 0}
 
 
 _TENANTS = text(f"""
@@ -85,13 +100,17 @@ _RANK = text("""
 """)
 
 _WAITING = text("""
-    SELECT count(*) FROM (
-        SELECT FROM lanes CROSS JOIN LATERAL (
-            SELECT FROM jobs
-            WHERE lane_id = lanes.id AND state = 'queued' AND waits_for IS NULL
-            LIMIT :most
-        ) AS before
-        WHERE lanes.tenant_id = :tenant_id
-        LIMIT :most
-    ) AS counted
+    SELECT asked.tenant_id, (
+        SELECT count(*) FROM (
+            SELECT FROM lanes CROSS JOIN LATERAL (
+                SELECT FROM jobs
+                WHERE lane_id = lanes.id AND state = 'queued' AND waits_for IS NULL
+                LIMIT asked.most
+            ) AS before
+            WHERE lanes.tenant_id = asked.tenant_id
+            LIMIT asked.most
+        ) AS counted
+    ) AS jobs
+    FROM unnest(
+        CAST(:tenant_ids AS bigint[]), CAST(:most AS integer[])) AS asked (tenant_id, most)
 """)

@@ -26,10 +26,8 @@ from models.queries.shares import (
 from models.settings import settings
 from models.states import Stage
 
-# Jobs that are read at first, over all lanes; and then of one lane, when it runs out.
-_ROWS = 1500
 _FRONT = 8  # of each lane, at least
-_PAGE = 200
+_PAGE = 50  # of a lane that has run out
 # A GPU whose worker has not said yet that it is idle, or whose trainer is just leaving.
 _SETTLING_SECONDS = 10.0
 _MAY_WORK = frozenset({"free", "busy", "placed", "unknown"})
@@ -80,13 +78,14 @@ def takes_jobs(gpu: GpuView) -> bool:
     return gpu.state in _MAY_WORK and not gpu.cordoned
 
 
-def read_pool(session: Session, lane_id: int | None = None) -> Pool:
-    """`lane_id`: one that is wanted even if no job waits there (the last has just been placed)."""
+def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) -> Pool:
+    """`rows`: of jobs that are read at first, over all lanes; `lane_id`: one that is wanted even
+    if no job waits there (the last has just been placed)."""
     now = session.scalars(text("SELECT clock_timestamp()")).one()
     record = read_paces(session)
     gpus = list_gpus(session)
     live = session.execute(_RUNNING).all()
-    fronts = session.execute(_FRONTS, {"rows": _ROWS, "front": _FRONT}).all()
+    fronts = session.execute(_FRONTS, {"rows": rows, "front": _FRONT}).all()
     lanes = {row.lane_id: (row.tenant_id, row.user_id, row.need_id) for row in fronts}
     if lane_id is not None and lane_id not in lanes:
         row = session.execute(_LANE, {"lane_id": lane_id}).one()

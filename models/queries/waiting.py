@@ -10,15 +10,17 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from models.forecast import Placed
-from models.queries.depth import depth
+from models.queries.depth import depth, is_behind
 from models.queries.jobs import get_job
 from models.queries.pool import Pool, read_pool
 from models.queries.reasons import Blocker, basis, blocker, expected, may_come
 from models.states import JobState
 from models.tables import Job
 
-# So far the pool is played forward for one answer; what lies behind is counted.
+# So far the pool is played forward for one answer; what lies behind is counted, and then it is
+# played no further than a rate needs.
 _PLAYED = 1000
+_PLAYED_FOR_A_RATE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def _why_in_the_queue(session: Session, job: Job, lane_id: int) -> Why:
     pool = read_pool(session, lane_id)
     last: Placed | None = None
     mine: Placed | None = None
-    for last in pool.play.run(_PLAYED):
+    behind = is_behind(session, job, _PLAYED)
+    for last in pool.play.run(_PLAYED_FOR_A_RATE if behind else _PLAYED):
         if last.waiter.id == job.id:
             mine = last
             break
