@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from models.errors import UnavailableError
@@ -23,6 +24,7 @@ class Entry:
     path: str
     size_bytes: int
     modified_at: float | None  # seconds since the epoch; none where the store does not tell
+    is_file: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,6 @@ class Folder:
 
     name: str
     entries: tuple[Entry, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self.entries)
 
 
 def folders(url: str) -> Iterator[Folder]:
@@ -74,7 +72,8 @@ def _entry(path: Path, top: Path) -> Iterator[Entry]:
     except FileNotFoundError:
         return
     relative = "" if path == top else path.relative_to(top).as_posix()
-    yield Entry(relative, 0 if path.is_dir() else stat.st_size, stat.st_mtime)
+    is_file = not S_ISDIR(stat.st_mode)
+    yield Entry(relative, stat.st_size if is_file else 0, stat.st_mtime, is_file)
 
 
 def _remote(url: str) -> Iterator[Folder]:

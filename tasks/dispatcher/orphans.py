@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from models import store
@@ -27,6 +27,12 @@ _OWNER = "celora-database"
 class Orphan:
     url: str
     size_bytes: int
+    files: int  # 0: an empty folder, as a local store has them after a deletion
+
+    @classmethod
+    def of(cls, url: str, entries: Sequence[Entry]) -> Orphan:
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        return cls(url, size_bytes, sum(entry.is_file for entry in entries))
 
 
 def find(root: str) -> Iterator[Orphan]:
@@ -63,10 +69,10 @@ def _of_jobs(url: str) -> Iterator[Orphan]:
             job = known.get(folder.name)
             if job is None:
                 if _old(folder.entries):
-                    yield Orphan(f"{url}/{folder.name}", folder.size_bytes)
+                    yield Orphan.of(f"{url}/{folder.name}", folder.entries)
             else:
                 for path, entries in _left_by(job, folder):
-                    yield Orphan(f"{url}/{folder.name}/{path}", _size(entries))
+                    yield Orphan.of(f"{url}/{folder.name}/{path}".rstrip("/"), entries)
 
 
 def _left_by(job: KnownJob, folder: Folder) -> Iterator[tuple[str, list[Entry]]]:
@@ -84,7 +90,7 @@ def _left_by(job: KnownJob, folder: Folder) -> Iterator[tuple[str, list[Entry]]]
 def _is_over(job: KnownJob, fence: str, entries: list[Entry]) -> bool:
     """Whether nobody writes there any more, and long enough."""
     if not fence.isdecimal() or int(fence) not in job.ended:
-        return bool(fence) and _old(entries)
+        return (bool(fence) or job.finished) and _old(entries)
     seconds = job.ended[int(fence)]
     return seconds is not None and seconds > settings().orphan_seconds
 
@@ -95,7 +101,7 @@ def _of_prepared(url: str) -> Iterator[Orphan]:
         known = orphans.known_prepared(session)
     for folder in found:
         if folder.name not in known and _old(folder.entries):
-            yield Orphan(f"{url}/{folder.name}", folder.size_bytes)
+            yield Orphan.of(f"{url}/{folder.name}", folder.entries)
 
 
 def _items(entries: list[Entry]) -> Iterator[tuple[str, list[Entry]]]:
@@ -118,10 +124,6 @@ def _old(entries: Iterable[Entry]) -> bool:
     """No file has changed for long. Where the store does not tell, nothing is old."""
     limit = time.time() - settings().orphan_seconds
     return all(entry.modified_at is not None and entry.modified_at < limit for entry in entries)
-
-
-def _size(entries: Iterable[Entry]) -> int:
-    return sum(entry.size_bytes for entry in entries)
 
 
 def _batches(all_folders: Iterator[Folder]) -> Iterator[list[Folder]]:

@@ -78,7 +78,8 @@ def preview() -> Swept:
     planned.problems += _problems(rules)
     try:
         for orphan in find(settings().artifacts_url):
-            planned.add("orphans", orphan.size_bytes)
+            if orphan.files:
+                planned.add("orphans", orphan.size_bytes)
     except CeloraError as error:
         planned.problems.append(str(error))
     return planned
@@ -147,7 +148,7 @@ class _Sweep:
         for orphan in find(root):
             if self.stop.is_set():
                 return
-            if self._delete(orphan.url):
+            if self._delete(orphan.url) and orphan.files:
                 log.info("%s belonged to nothing and is deleted", orphan.url)
                 self.swept.add("orphans", orphan.size_bytes)
 
