@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import delete, text
@@ -157,6 +159,15 @@ def let_lease_run_out(job_id: str) -> None:
             ),
             {"job_id": job_id},
         )
+
+
+@contextmanager
+def locked(statement: str, **parameters: object) -> Iterator[None]:
+    """Keep what `statement` locks for the block, longer than a session of ours may."""
+    with transaction() as session:
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
+        session.execute(text(statement), parameters)
+        yield
 
 
 def until_blocked(waiters: int = 1, *, seconds: float = 10) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import psutil
 from sqlalchemy import select
 
-from models.queries import jobs
+from models.queries import history, jobs
 from models.queries.gpus import GpuView, list_gpus
 from models.session import transaction
 from models.spec import JobSpec
-from models.tables import Attempt, Job
+from models.tables import Attempt, Job, Ticket
 from tests.stack import Running, Stack
 
 # Time-outs are compressed by configuration alone.
@@ -100,6 +100,30 @@ def family(trainer: psutil.Process) -> tuple[psutil.Process, psutil.Process]:
     main = child.parent()
     assert main is not None
     return child, main
+
+
+def worker_main(stack: Stack, gpu: GpuView) -> psutil.Process:
+    """The Celery worker of a device, below the launcher."""
+    workers = psutil.Process(gpu_worker(stack).pid).children()
+    return next(one for one in workers if gpu.worker in one.cmdline())
+
+
+def pool_child(main: psutil.Process) -> psutil.Process:
+    return next(child for child in main.children() if "tasks.aside" not in child.cmdline())
+
+
+def tickets(job_id: str) -> list[Ticket]:
+    """Those of its training that are still kept."""
+    with transaction() as session:
+        ours = (Ticket.job_id == job_id) & (Ticket.stage == "train")
+        return list(session.scalars(select(Ticket).where(ours)))
+
+
+def steps_once(job_id: str, total: int) -> None:
+    """Every step stands in the curve, and none twice."""
+    with transaction() as session:
+        points = history.metrics_of(session, job_id, ["train_loss"])
+    assert [point.step for point in points] == list(range(1, total + 1))
 
 
 def is_gone(process: psutil.Process) -> bool:

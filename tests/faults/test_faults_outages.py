@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import make_url
 
-from models.queries import history, products
+from models.queries import products
 from models.session import transaction
 from tests.scripted_jobs import (
     FAST,
@@ -21,6 +21,7 @@ from tests.scripted_jobs import (
     job,
     outcomes,
     start_gpu_worker,
+    steps_once,
     submit,
     trainer_of,
     tries,
@@ -67,12 +68,6 @@ def pool(
     }
     start_gpu_worker(stack, 1, **through)
     return stack
-
-
-def steps_once(job_id: str, total: int) -> None:
-    with transaction() as session:
-        points = history.metrics_of(session, job_id, ["train_loss"])
-    assert [point.step for point in points] == list(range(1, total + 1))
 
 
 @pytest.mark.parametrize(
