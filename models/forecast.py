@@ -98,6 +98,7 @@ class Slot:
 class Lane:
     """One queue, in order of turns. `more` gives its next jobs when these are taken."""
 
+    id: int
     sharer: Sharer
     user: Party
     need: int

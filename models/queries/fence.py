@@ -19,6 +19,7 @@ class Exclusive(IntEnum):
     RECONCILE = 0x43454C_02
     MIGRATE = 0x43454C_03
     SWEEP = 0x43454C_04
+    FORECAST = 0x43454C_05
 
 
 def try_exclusive(session: Session, key: Exclusive) -> bool:

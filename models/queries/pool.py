@@ -101,6 +101,7 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
         slots=_slots(gpus, needs, live, record.paces, parties),
         lanes=[
             Lane(
+                lane,
                 parties.sharers[lanes[lane][0]],
                 parties.users[lanes[lane][1]],
                 lanes[lane][2],

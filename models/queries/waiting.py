@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.forecast import Placed
@@ -75,18 +74,22 @@ def _why_pending(session: Session, job: Job) -> Why:
         return Why(state, "preparing", "Its data is being prepared.")
     if claimed is not None:
         return Why(state, "to_prepare", "Its data waits for a CPU worker: is one running?")
-    if job.lane_id is not None:
-        full = session.execute(_FULL, {"lane_id": job.lane_id}).first()
-        if full is not None:
-            return Why(state, "limit", _too_many(full), limit="max_queued_jobs", limit_of=full.of)
-    return Why(state, "to_prepare", "Its data waits to be prepared, after others that came first.")
+    found = not_prepared(session, job.lane_id)
+    return Why(state, found.reason, found.sentence, limit=found.limit, limit_of=found.limit_of)
 
 
-def _too_many(full: Row[Any]) -> str:
-    return (
-        f"{full.who} may have {full.most} prepared {'job' if full.most == 1 else 'jobs'} waiting"
-        f" (max_queued_jobs), and has {full.counted}: its data is prepared when one has started."
+def not_prepared(session: Session, lane_id: int | None) -> Blocker:
+    """Why jobs of a lane are not even sent to be prepared."""
+    full = session.execute(_FULL, {"lane_id": lane_id}).first()
+    if full is None:
+        said = "Its data waits to be prepared, after others that came first."
+        return Blocker("to_prepare", said)
+    jobs = "job" if full.most == 1 else "jobs"
+    said = (
+        f"{full.who} may have {full.most} prepared {jobs} waiting (max_queued_jobs), and has"
+        f" {full.counted}: its data is prepared when one of them has started."
     )
+    return Blocker("limit", said, "max_queued_jobs", full.of)
 
 
 def _why_queued(session: Session, job: Job) -> Why:
@@ -95,7 +98,9 @@ def _why_queued(session: Session, job: Job) -> Why:
     if placed is not None:
         return Why(state, "placed", f"It has a GPU ({placed.queue}); its worker takes it up now.")
     if job.waits_for is not None:
-        return Why(state, "waits_for", _predecessor(session, job.waits_for))
+        return Why(
+            state, "waits_for", predecessor(job.waits_for, get_job(session, job.waits_for).state)
+        )
     if job.lane_id is None:
         said = "An earlier version submitted it; the dispatcher takes it up. Is it running?"
         return Why(state, "next", said)
@@ -158,8 +163,8 @@ def _before(position: int | None, about: str = "") -> str:
     return " " + said[0].upper() + said[1:]
 
 
-def _predecessor(session: Session, job_id: str) -> str:
-    state = get_job(session, job_id).state
+def predecessor(job_id: str, state: str) -> str:
+    """That a job waits for another."""
     said = f"It waits for job {job_id}, which is {state}"
     if state == JobState.FAILED:
         return f"{said}: `celora retry {job_id}` runs that again."
