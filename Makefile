@@ -3,7 +3,8 @@
 #   PYTHON            the Python to build .venv with (3.11 or newer; else the first that is found)
 #   TORCH_INDEX_URL   where pip takes torch from, for example a CPU-only build without CUDA:
 #                     make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-#   ARGS              more arguments for pytest (test, test-slow) or for the benchmarks (bench)
+#   ARGS              more arguments for pytest (test, test-slow), for the benchmarks (bench), or for
+#                     python -m tests.chaos (chaos)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -13,7 +14,7 @@ export PYTHON TORCH_INDEX_URL
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help venv demo test test-slow check bench gpu-check clean
+.PHONY: help venv demo test test-slow chaos check bench gpu-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -29,6 +30,9 @@ test: venv ## run the tests, against a real RabbitMQ and a real Postgres
 
 test-slow: venv ## run the tests that take minutes
 	@$(RUN) pytest -m slow $(ARGS)
+
+chaos: venv ## kill and freeze everything at random while jobs run, and account for each of them
+	@$(RUN) tests.chaos $(ARGS)
 
 check: venv ## formatting, lint, types, import rules, and that migrations agree with the models
 	$(BIN)/ruff format --check .

@@ -108,7 +108,7 @@ class Faults:
 
     def _freeze_worker(self, rng: random.Random) -> str:
         """A suspended host: nothing there knows that its lease has run out."""
-        with self._victim(rng, self._pool.workers()) as worker:
+        with self._victim(rng, self._pool.working()) as worker:
             family = [worker, *worker.children(recursive=True)]
             return _freeze(family, rng.uniform(3, _LEASE_AND_MORE))
 

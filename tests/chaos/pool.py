@@ -103,6 +103,14 @@ class Pool:
     def pool_children(self) -> list[psutil.Process]:
         return [child for worker in self.workers() for child in _children(worker)]
 
+    def working(self) -> list[psutil.Process]:
+        """Those workers that have a trainer."""
+        return [
+            worker
+            for worker in self.workers()
+            if any(_children(child) for child in _children(worker))
+        ]
+
     def trainers(self) -> list[psutil.Process]:
         return [child for one in self.pool_children() for child in _children(one)]
 
@@ -113,12 +121,12 @@ class Pool:
         )
 
     def close(self) -> None:
-        """End everything, the witness last."""
+        """End everything at once, the witness last."""
         witness, self._witness = self._witness, None
         if witness is not None:
             self.stack.running.remove(witness)
-        self.stack.close()
         _end_processes_in(self.stack.folder, but=witness.pid if witness is not None else 0)
+        self.stack.close()
         if witness is not None:
             witness.process.terminate()
             witness.process.wait(20)

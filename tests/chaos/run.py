@@ -1,4 +1,4 @@
-"""One run: servers of its own, Celora's processes, jobs, faults; then the calm, and the evidence."""
+"""One run: servers of its own, Celora's processes, jobs and faults; then calm, and the evidence."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from tests.chaos.faults import Fault, Faults
 from tests.chaos.pool import HOSTS, Pool
 from tests.chaos.workload import TENANTS, Workload
 from tests.environment import variables
+
+Say = Callable[[str], None]
 
 _START_SECONDS = 120.0
 _CALM_SECONDS = 300.0
@@ -57,7 +59,7 @@ class Outcome:
     logs: str
 
 
-def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
+def run(plan: Plan, say: Say) -> Outcome:
     """Raises SetupError where the servers cannot be started."""
     with _folder() as folder:
         for name in ("postgres", "broker", "stack"):
@@ -84,7 +86,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
                     real=plan.real,
                 )
                 work.train_on(folder)
-                return _Run(plan, folder, pool, faults, work, say).outcome(queues.what)
+                one = _Run(plan, folder, pool=pool, faults=faults, work=work, say=say)
+                return one.outcome(queues.what)
 
 
 @contextmanager
@@ -100,13 +103,7 @@ def _folder() -> Iterator[Path]:
 
 class _Run:
     def __init__(
-        self,
-        plan: Plan,
-        folder: Path,
-        pool: Pool,
-        faults: Faults,
-        work: Workload,
-        say: Callable[[str], None],
+        self, plan: Plan, folder: Path, *, pool: Pool, faults: Faults, work: Workload, say: Say
     ) -> None:
         self.plan, self.folder, self.pool = plan, folder, pool
         self.faults, self.work, self.say = faults, work, say
@@ -199,7 +196,8 @@ class _Run:
         self.over.wait(rng.uniform(2, 4))
         while self._progress() < 1 and not self.over.is_set():
             if not deck:
-                deck = list(self.faults.kinds)
+                # Trainers are at work a part of the time only: tried twice as often.
+                deck = [*self.faults.kinds, "trainer killed", "trainer frozen"]
                 rng.shuffle(deck)
             kind = deck.pop()
             if self.faults.inject(kind, rng):

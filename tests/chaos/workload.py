@@ -11,13 +11,16 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from amqp.exceptions import AMQPError  # type: ignore[import-untyped]  # ships no types
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 import celora
 from models.errors import StateError, UnavailableError
@@ -220,12 +223,8 @@ class Workload:
 
 
 def _insist(call: Callable[[], T]) -> T:
+    """Until it is acknowledged: servers come and go."""
     while True:
-        try:
+        with suppress(UnavailableError, OperationalError, AMQPError, OSError):
             return call()
-        except UnavailableError:
-            pass
-        except Exception as error:
-            if not isinstance(error, OSError) and "amqp" not in type(error).__module__:
-                raise
         time.sleep(0.5)
