@@ -84,7 +84,10 @@ def commands_table() -> str:
     lines = ["| command | what it does |", "| --- | --- |"]
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
-        for sub, part in getattr(command, "commands", {"": command}).items():
+        parts = dict(getattr(command, "commands", {"": command}))
+        if getattr(command, "invoke_without_command", False):
+            parts = {"": command} | parts
+        for sub, part in parts.items():
             lines.append(_row(f"`{f'celora {name} {sub}'.strip()}`", _first_line(part.help)))
     return "\n".join(lines)
 

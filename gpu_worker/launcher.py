@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from types import FrameType
 
 from gpu_worker import tether
 from gpu_worker.devices import DEVICE_VARIABLE, Device, discover
-from models.errors import SetupError
+from models.errors import CeloraError, SetupError
 from models.settings import settings
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -98,6 +99,8 @@ def main(wanted: str) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    if settings().at_home("work").is_dir():
+        threading.Thread(target=_remove_leftovers, name="leftovers", daemon=True).start()
     while not stops:
         for worker in workers:
             worker.tend()
@@ -109,6 +112,17 @@ def main(wanted: str) -> None:
             )
         time.sleep(_LOOK_SECONDS)
     _stop([worker.process for worker in workers if worker.process is not None], stops)
+
+
+def _remove_leftovers() -> None:
+    """In a thread: no worker waits for the database that tells what may go."""
+    from gpu_worker import leftovers
+
+    try:
+        for path in leftovers.remove():
+            say(f"{path}: left by an attempt that is over; deleted")
+    except CeloraError as error:
+        say(f"leftovers in {settings().at_home('work')} stay until the next start: {error.what}")
 
 
 def _stop(processes: list[subprocess.Popen[bytes]], stops: list[int]) -> None:

@@ -39,7 +39,7 @@ def artifacts(kind: str, folder: Path) -> Iterator[str]:
 
 def sql(statement: str, **values: Any) -> Any:
     with transaction() as session:
-        result = session.execute(text(statement), values)
+        result: Any = session.execute(text(statement), values)
         return result.all() if result.returns_rows else None
 
 

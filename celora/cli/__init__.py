@@ -30,6 +30,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "label": ("machines", "label", "Machines"),
     "tenants": ("tenants", "tenants", "Machines"),
     "pull": ("machines", "pull", "Machines"),
+    "storage": ("storage", "storage", "Machines"),
     "db": ("database", "db", "Machines"),
     "dispatcher": ("processes", "dispatcher", "Processes"),
     "cpu-worker": ("processes", "cpu_worker", "Processes"),

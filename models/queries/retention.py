@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import TextClause, bindparam, select, text
+from sqlalchemy import TextClause, bindparam, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -52,6 +52,18 @@ def rules_of_tenants(session: Session) -> list[TenantRules]:
         except InputError as error:
             found.append(TenantRules(row.id, row.name, RetentionRules(), str(error)))
     return found
+
+
+def set_rules(session: Session, tenant: str, fields: dict[str, Any]) -> bool:
+    """Replace a tenant's own rules; False: there is no such tenant."""
+    changed = session.execute(
+        update(Tenant)
+        .where(Tenant.name == tenant)
+        .values(retention=fields)
+        .returning(Tenant.id)
+        .execution_options(synchronize_session=False)
+    )
+    return bool(changed.all())
 
 
 def needed_artifacts() -> str:
@@ -157,12 +169,12 @@ _CHECKPOINTS = f"""
     {_RULES}, standing AS (
         SELECT checkpoints.id, job_id, url, size_bytes, tenant_id, state,
                statement_timestamp() - coalesce(finished_at, jobs.created_at) AS age,
-               row_number() OVER (PARTITION BY job_id ORDER BY step DESC, checkpoints.id DESC)
-                   AS place,
-               sum(size_bytes) OVER (
-                   PARTITION BY tenant_id ORDER BY registered_at DESC, checkpoints.id DESC) AS bytes
+               row_number() OVER furthest AS place, sum(size_bytes) OVER newest AS bytes
         FROM checkpoints JOIN jobs ON jobs.id = job_id
         WHERE deleted_at IS NULL
+        WINDOW furthest AS (PARTITION BY job_id ORDER BY checkpoints.step DESC,
+                            checkpoints.id DESC),
+               newest AS (PARTITION BY tenant_id ORDER BY registered_at DESC, checkpoints.id DESC)
     ), expired AS (
         SELECT standing.* FROM standing JOIN rules USING (tenant_id)
         WHERE state = 'completed' AND age > max_age

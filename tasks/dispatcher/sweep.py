@@ -42,6 +42,9 @@ class Swept:
         self.counts[kind] += 1
         self.size_bytes[kind] += size_bytes
 
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
     def __str__(self) -> str:
         return ", ".join(
             f"{count} {kind} ({self.size_bytes[kind]:,} bytes)"
@@ -80,8 +83,8 @@ def preview() -> Swept:
         for orphan in find(settings().artifacts_url):
             if orphan.files:
                 planned.add("orphans", orphan.size_bytes)
-    except CeloraError as error:
-        planned.problems.append(str(error))
+    except Exception as error:  # noqa: BLE001 (each kind of store raises its own)
+        planned.problems.append(f"the store was not looked through: {error}")
     return planned
 
 
