@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import all_, func, literal, select, text, update
+from sqlalchemy import all_, bindparam, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -159,12 +159,12 @@ def look(session: Session, attempt_id: int) -> Renewal | None:
 def record_trainer(session: Session, job_id: str, fence: int, *, pid: int, warm: bool) -> None:
     """Note which trainer process works, and whether it was warm. Raises StaleFenceError."""
     attempt_id = require_fence(session, job_id, fence)
-    session.execute(
-        update(Attempt)
-        .where(Attempt.id == attempt_id)
-        .values(trainer_pid=pid, trainer_warm=warm)
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(_TRAINER, {"attempt_id": attempt_id, "pid": pid, "warm": warm})
+
+
+_TRAINER = text(
+    "UPDATE attempts SET trainer_pid = :pid, trainer_warm = :warm WHERE id = :attempt_id"
+)
 
 
 def finish_stage(
@@ -182,23 +182,33 @@ def finish_stage(
     `stage`.
     """
     attempt_id = require_fence(session, job_id, fence)
-    merged = func.coalesce(Job.result, literal({}, JSONB)).op("||")(literal(result or {}, JSONB))
     moved = session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.stage == stage)
-        .values(stage=next_stage, losses=0, activity=None, result=merged)
-        .returning(Job.id)
-        .execution_options(synchronize_session=False)
+        _FINISH_STAGE,
+        {
+            "job_id": job_id,
+            "attempt_id": attempt_id,
+            "stage": stage,
+            "next_stage": next_stage,
+            "result": result or {},
+        },
     ).one_or_none()
     if moved is None:
         raise StateError(f"job {job_id} is not at stage {stage}")
-    session.execute(
-        update(Attempt)
-        .where(Attempt.id == attempt_id)
-        .values(stage_at=func.clock_timestamp())
-        .execution_options(synchronize_session=False)
-    )
     add_event(session, job_id, "stage", f"{stage} is done; {next_stage} follows")
+
+
+_FINISH_STAGE = text("""
+    WITH moved AS (
+        UPDATE jobs
+        SET stage = :next_stage, losses = 0, activity = NULL,
+            result = coalesce(result, '{}'::jsonb) || :result
+        WHERE id = :job_id AND stage = :stage
+        RETURNING id
+    )
+    UPDATE attempts SET stage_at = clock_timestamp()
+    FROM moved WHERE attempts.id = :attempt_id
+    RETURNING attempts.id
+""").bindparams(bindparam("result", type_=JSONB))
 
 
 def end_attempt(

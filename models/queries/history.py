@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from models.queries.fence import require_fence
 from models.states import Stage
-from models.tables import Counter, Event, Job, LogLine, Metric
+from models.tables import Counter, Event, LogLine, Metric
 
 # Channels of LISTEN: the dispatcher's wake-up, and "something happened to this job" for watchers.
 WAKE_CHANNEL = "celora_wake"
@@ -99,13 +99,7 @@ def record_metrics(
     """
     require_fence(session, job_id, fence)
     if progress is not None:
-        known = {key: value for key, value in asdict(progress).items() if value is not None}
-        session.execute(
-            update(Job)
-            .where(Job.id == job_id)
-            .values(**known, progress_at=func.clock_timestamp())
-            .execution_options(synchronize_session=False)
-        )
+        session.execute(_PROGRESS, {"job_id": job_id, **asdict(progress)})
     last = {(name, step): value for name, step, value in points}  # one statement, one row a key
     if not last:
         return
@@ -121,6 +115,19 @@ def record_metrics(
         },
     )
 
+
+# A column keeps its value where nothing is given.
+_PROGRESS = text("""
+    UPDATE jobs
+    SET step = :step, progress_at = clock_timestamp(),
+        total_steps = coalesce(CAST(:total_steps AS integer), total_steps),
+        epoch = coalesce(CAST(:epoch AS double precision), epoch),
+        train_loss = coalesce(CAST(:train_loss AS double precision), train_loss),
+        tokens_per_second =
+            coalesce(CAST(:tokens_per_second AS double precision), tokens_per_second),
+        trained_tokens = coalesce(CAST(:trained_tokens AS bigint), trained_tokens)
+    WHERE id = :job_id
+""")
 
 _METRICS = text("""
     INSERT INTO metrics (job_id, stage, name, step, value, fence, recorded_at)
@@ -172,12 +179,11 @@ _LOGS = text("""
 def set_activity(session: Session, job_id: str, fence: int, activity: str | None) -> None:
     """Say in words what the attempt does right now. Raises StaleFenceError."""
     require_fence(session, job_id, fence)
-    session.execute(
-        update(Job)
-        .where(Job.id == job_id)
-        .values(activity=None if activity is None else printable(activity))
-        .execution_options(synchronize_session=False)
-    )
+    said = None if activity is None else printable(activity)
+    session.execute(_ACTIVITY, {"job_id": job_id, "activity": said})
+
+
+_ACTIVITY = text("UPDATE jobs SET activity = :activity WHERE id = :job_id")
 
 
 def events_of(session: Session, job_id: str, after_id: int = 0, limit: int = 1000) -> list[Event]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -107,29 +108,35 @@ def register_artifact(
     url: str,
     size_bytes: int,
     digest: str | None = None,
-) -> Artifact:
+) -> None:
     """Register an adapter, a model or other whole output; the job points at its adapter or model.
 
     Raises StaleFenceError.
     """
     require_fence(session, job_id, fence)
-    artifact = session.scalars(
-        insert(Artifact)
-        .values(
-            job_id=job_id, fence=fence, kind=kind, url=url, size_bytes=size_bytes, digest=digest
-        )
-        .returning(Artifact)
-    ).one()
-    if kind in {"adapter", "model"}:
-        session.execute(
-            update(Job)
-            .where(Job.id == job_id)
-            .values(adapter_url=url)
-            .execution_options(synchronize_session=False)
-        )
+    session.execute(
+        _ARTIFACT,
+        {
+            "job_id": job_id,
+            "fence": fence,
+            "kind": kind,
+            "url": url,
+            "size_bytes": size_bytes,
+            "digest": digest,
+        },
+    )
     add_use(session, job_id, size_bytes)
     add_event(session, job_id, "artifact", f"{kind} saved at {url}", data={"digest": digest})
-    return artifact
+
+
+# Written out, as all that every job writes is: the ORM's ways cost several times as much.
+_ARTIFACT = text("""
+    WITH artifact AS (
+        INSERT INTO artifacts (job_id, fence, kind, url, size_bytes, digest)
+        VALUES (:job_id, :fence, :kind, :url, :size_bytes, :digest)
+    )
+    UPDATE jobs SET adapter_url = :url WHERE id = :job_id AND :kind IN ('adapter', 'model')
+""")
 
 
 def artifacts_of(session: Session, job_id: str) -> list[Artifact]:
@@ -162,20 +169,27 @@ def set_prepared(
         prepared_url = register_prepared(session, data_digest, prepared_url, prepared_bytes)
         add_use(session, job_id, prepared_bytes)
     session.execute(
-        update(Job)
-        .where(Job.id == job_id)
-        .values(
-            prepared_url=prepared_url,
-            data_digest=data_digest,
-            base_revision=base_revision,
-            verdict=verdict,
-            total_steps=(verdict or {}).get("total_steps"),
-        )
-        .execution_options(synchronize_session=False)
+        _PREPARED,
+        {
+            "job_id": job_id,
+            "prepared_url": prepared_url,
+            "data_digest": data_digest,
+            "base_revision": base_revision,
+            "verdict": verdict,
+            "total_steps": (verdict or {}).get("total_steps"),
+        },
     )
     rows = (verdict or {}).get("rows_train")
     said = "data prepared" if rows is None else f"data prepared: {rows} rows to train on"
     add_event(session, job_id, "prepared", said, data={"digest": data_digest})
+
+
+_PREPARED = text("""
+    UPDATE jobs
+    SET prepared_url = :prepared_url, data_digest = :data_digest, base_revision = :base_revision,
+        verdict = :verdict, total_steps = :total_steps
+    WHERE id = :job_id
+""").bindparams(bindparam("verdict", type_=JSONB(none_as_null=True)))
 
 
 def cached_base_evaluation(session: Session, cache_key: str) -> Evaluation | None:
@@ -212,6 +226,8 @@ def record_evaluation(
     """
     require_fence(session, job_id, fence)
     values: dict[str, Any] = {
+        "job_id": job_id,
+        "subject": subject,
         "fence": fence,
         "cache_key": cache_key,
         "rows": rows,
@@ -225,11 +241,21 @@ def record_evaluation(
         "seconds": seconds,
         "answers": None if answers is None else [printable(answer) for answer in answers],
     }
-    session.execute(
-        upsert(Evaluation)
-        .values(job_id=job_id, subject=subject, **values)
-        .on_conflict_do_update(index_elements=["job_id", "subject"], set_=values)
-    )
+    session.execute(_EVALUATION, values)
+
+
+_EVALUATION = text("""
+    INSERT INTO evaluations (job_id, subject, fence, cache_key, rows, generated_rows, loss,
+        perplexity, token_accuracy, exact_match, bleu, rouge_l, seconds, answers)
+    VALUES (:job_id, :subject, :fence, :cache_key, :rows, :generated_rows, :loss,
+        :perplexity, :token_accuracy, :exact_match, :bleu, :rouge_l, :seconds, :answers)
+    ON CONFLICT (job_id, subject) DO UPDATE
+    SET fence = excluded.fence, cache_key = excluded.cache_key, rows = excluded.rows,
+        generated_rows = excluded.generated_rows, loss = excluded.loss,
+        perplexity = excluded.perplexity, token_accuracy = excluded.token_accuracy,
+        exact_match = excluded.exact_match, bleu = excluded.bleu, rouge_l = excluded.rouge_l,
+        seconds = excluded.seconds, answers = excluded.answers
+""").bindparams(bindparam("answers", type_=JSONB(none_as_null=True)))
 
 
 def evaluations_of(session: Session, job_id: str) -> dict[str, Evaluation]:
@@ -248,21 +274,24 @@ def record_samples(
     require_fence(session, job_id, fence)
     if not samples:
         return
-    rows = [
-        {"job_id": job_id, "position": position}
-        | {key: None if text is None else printable(text) for key, text in sample.items()}
-        for position, sample in enumerate(samples)
-    ]
-    statement = upsert(Sample).values(rows)
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["job_id", "position"],
-            set_={
-                name: statement.excluded[name]
-                for name in ("prompt", "expected", "base_answer", "tuned_answer")
-            },
-        )
-    )
+    columns = {
+        name: [None if said is None else printable(said) for said in (s.get(name) for s in samples)]
+        for name in ("prompt", "expected", "base_answer", "tuned_answer")
+    }
+    session.execute(_SAMPLES, {"job_id": job_id, **columns})
+
+
+_SAMPLES = text("""
+    INSERT INTO samples (job_id, position, prompt, expected, base_answer, tuned_answer)
+    SELECT :job_id, place - 1, sample.prompt, sample.expected, base, tuned
+    FROM unnest(
+        CAST(:prompt AS text[]), CAST(:expected AS text[]),
+        CAST(:base_answer AS text[]), CAST(:tuned_answer AS text[])
+    ) WITH ORDINALITY AS sample (prompt, expected, base, tuned, place)
+    ON CONFLICT (job_id, position) DO UPDATE
+    SET prompt = excluded.prompt, expected = excluded.expected,
+        base_answer = excluded.base_answer, tuned_answer = excluded.tuned_answer
+""")
 
 
 def samples_of(session: Session, job_id: str) -> list[Sample]:
