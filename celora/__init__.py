@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         jobs,
         metrics,
         pause,
+        plan,
         resume,
         retry,
         submit,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         why,
     )
     from celora.follow import wait
+    from celora.planning.plan import Plan
     from celora.views import Event, Job, Metric
     from models.errors import CeloraError
     from models.queries.waiting import Why
@@ -44,6 +46,7 @@ __all__ = [
     "JobSpec",
     "JobState",
     "Metric",
+    "Plan",
     "Report",
     "Stage",
     "Why",
@@ -53,6 +56,7 @@ __all__ = [
     "jobs",
     "metrics",
     "pause",
+    "plan",
     "resume",
     "retry",
     "submit",
@@ -68,6 +72,7 @@ _ELSEWHERE = {
     "JobSpec": "models.spec",
     "JobState": "models.states",
     "Metric": "celora.views",
+    "Plan": "celora.planning.plan",
     "Report": "training_data.validate",
     "Stage": "models.states",
     "Why": "models.queries.waiting",

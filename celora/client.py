@@ -20,6 +20,7 @@ from models.spec import JobSpec, parse_spec
 from models.states import JobState, StopReason
 
 if TYPE_CHECKING:
+    from celora.planning.plan import Plan
     from training_data.validate import Report
     from training_data.watch import Progress
 
@@ -166,6 +167,30 @@ def validate(
         )
         tokenizer_path = str(base.path)
     return examine(**given, tokenizer_path=tokenizer_path, on_progress=on_progress)
+
+
+def plan(
+    spec: JobSpec | None = None,
+    *,
+    read_data: bool = True,
+    on_progress: Progress | None = None,
+    **fields: Unpack[SpecFields],
+) -> Plan:
+    """What a job would train, need and take, before a GPU is used: parameters, GPU memory by part,
+    which of the pool's GPUs fit and with what micro-batch, steps, tokens, hours.
+
+    The data is read and tokenised for it unless `read_data` is False. The base model's weights are
+    not fetched. Raises SpecError, InputError, BaseModelError, UnavailableError, SetupError.
+    """
+    from celora.planning.plan import make_plan
+
+    asked = spec.model_dump(exclude_unset=True) if spec is not None else {}
+    whole = parse_spec(with_absolute_paths(asked | dict(fields)))
+    if not read_data:
+        return make_plan(whole)
+    wanted = {name: getattr(whole, name) for name in DataFields.__annotations__}
+    report = validate(whole.dataset, on_progress=on_progress, **wanted)
+    return make_plan(whole, report)
 
 
 def with_absolute_paths(fields: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "Start here"),
     "submit": ("submit", "submit", "Jobs"),
     "validate": ("validate", "validate", "Jobs"),
+    "plan": ("plan", "plan", "Jobs"),
     "jobs": ("jobs", "jobs", "Jobs"),
     "job": ("job", "job", "Jobs"),
     "watch": ("watch", "watch", "Jobs"),

@@ -1,0 +1,216 @@
+"""A plan: what a job would train, need and take, answered in seconds and without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from celora.planning.architecture import architecture_of
+from celora.planning.memory import Architecture, Memory, estimate, largest_micro_batch
+from models.errors import UnavailableError
+from models.gpu_wish import GpuWish
+from models.queries.gpus import GpuView, list_gpus
+from models.queries.throughput import Measured, measured_throughput
+from models.session import transaction
+from models.spec import JobSpec
+from training_data.validate import Report
+
+# Left free for what other processes and the driver take while a job runs.
+USABLE_SHARE = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One kind of GPU: `fits` says yes, tight (the expected need fits, the high one does not), no.
+
+    With `micro_batch` rows at a time and `gradient_accumulation` of them per step the effective
+    batch stays what was asked; none when not even one row fits.
+    """
+
+    device: str
+    memory_bytes: int
+    count: int
+    fits: str
+    micro_batch: int | None
+    gradient_accumulation: int | None
+    gpu_hours: float | None
+    pace: str | None  # what `gpu_hours` rests on
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    base_model: str
+    method: str
+    model: Architecture
+    micro_batch: int
+    gradient_accumulation: int
+    row_tokens: int
+    row_tokens_from: str
+    memory: Memory
+    fits: tuple[Fit, ...]
+    total_steps: int | None
+    training_tokens: int | None
+    steps_from: str
+    data: Report | None  # what preparing the data would say; none when it was not read
+
+
+def make_plan(spec: JobSpec, data: Report | None = None, model: Architecture | None = None) -> Plan:
+    """The plan of a job. `data` is the report on its data, tokenised with its base model, and
+    `model` what an earlier plan of the same model and method has counted.
+
+    Raises BaseModelError, SpecError, SetupError.
+    """
+    if model is None:
+        model = architecture_of(spec)
+    row_tokens, row_tokens_from = _row_tokens(spec, data)
+    memory = estimate(spec, model, micro_batch=spec.batch_size, row_tokens=row_tokens)
+    steps, tokens, steps_from = _steps(spec, data)
+    gpus, measured = _on_record(spec)
+    return Plan(
+        base_model=spec.base_model,
+        method=spec.method,
+        model=model,
+        micro_batch=spec.batch_size,
+        gradient_accumulation=spec.gradient_accumulation,
+        row_tokens=row_tokens,
+        row_tokens_from=row_tokens_from,
+        memory=memory,
+        fits=tuple(
+            _fit(
+                view,
+                count,
+                memory=estimate(
+                    on_device(spec, view.kind),
+                    model,
+                    micro_batch=spec.batch_size,
+                    row_tokens=row_tokens,
+                ),
+                micro=largest_micro_batch(
+                    on_device(spec, view.kind),
+                    model,
+                    row_tokens=row_tokens,
+                    available_bytes=view.memory_bytes * USABLE_SHARE,
+                ),
+                effective=spec.effective_batch_size,
+                hours=_hours(view, tokens, measured),
+            )
+            for view, count in gpus
+        ),
+        total_steps=steps,
+        training_tokens=tokens,
+        steps_from=steps_from,
+        data=data,
+    )
+
+
+def on_device(spec: JobSpec, kind: str) -> JobSpec:
+    """What `auto` means on a device of this kind, as far as memory is concerned: a CPU computes in
+    fp32 unless the base is quantised, and recomputes nothing (gpu_worker/trainer/precision.py)."""
+    if kind == "cuda":
+        return spec
+    changes = {}
+    if spec.precision == "auto" and spec.method == "lora":
+        changes["precision"] = "fp32"
+    if spec.gradient_checkpointing == "auto":
+        changes["gradient_checkpointing"] = "off"
+    return spec.model_copy(update=changes)
+
+
+def _row_tokens(spec: JobSpec, data: Report | None) -> tuple[int, str]:
+    """The longest row decides about memory. Rows are padded to the longest of their batch."""
+    verdict = data.verdict if data is not None else {}
+    longest = verdict.get("lengths", {}).get("max")
+    if longest is None or verdict.get("packed"):
+        why = "rows are packed" if verdict.get("packed") else "the data was not read"
+        return spec.max_sequence_length, f"max_sequence_length: {why}"
+    return min(longest, spec.max_sequence_length), "the longest row of the data"
+
+
+def _steps(spec: JobSpec, data: Report | None) -> tuple[int | None, int | None, str]:
+    verdict = data.verdict if data is not None else {}
+    if "total_steps" in verdict:
+        steps = verdict["total_steps"]
+        return steps, round(steps * verdict["tokens_per_step"]), "the data"
+    if spec.max_steps is not None:
+        at_most = spec.max_steps * spec.effective_batch_size * spec.max_sequence_length
+        return spec.max_steps, at_most, "max_steps, with rows as long as they may be"
+    return None, None, "the data was not read"
+
+
+def _on_record(spec: JobSpec) -> tuple[list[tuple[GpuView, int]], list[Measured]]:
+    """The pool's GPUs that the job may use, each kind once with how many there are, and measured
+    paces; none of either without a database: a plan needs none."""
+    try:
+        with transaction() as session:
+            views = list_gpus(session)
+            measured = measured_throughput(session, base_model=spec.base_model, method=spec.method)
+    except UnavailableError:
+        return [], []
+    kinds: dict[tuple[str, int], list[GpuView]] = {}
+    for view in views:
+        if view.state != "stale" and _is_wanted(GpuWish.of(spec), view):
+            kinds.setdefault((view.model, view.memory_bytes), []).append(view)
+    return [(same[0], len(same)) for same in kinds.values()], measured
+
+
+def _is_wanted(wish: GpuWish, gpu: GpuView) -> bool:
+    return (
+        gpu.memory_bytes >= wish.memory_bytes
+        and (wish.model is None or wish.model in gpu.model.lower())
+        and wish.labels.items() <= gpu.labels.items()
+    )
+
+
+def _fit(
+    view: GpuView,
+    count: int,
+    *,
+    memory: Memory,
+    micro: int | None,
+    effective: int,
+    hours: tuple[float | None, str | None],
+) -> Fit:
+    usable = view.memory_bytes * USABLE_SHARE
+    return Fit(
+        device=view.model,
+        memory_bytes=view.memory_bytes,
+        count=count,
+        fits="yes" if memory.high <= usable else "tight" if memory.expected <= usable else "no",
+        micro_batch=micro,
+        gradient_accumulation=None if micro is None else effective // micro,
+        gpu_hours=hours[0],
+        pace=hours[1],
+    )
+
+
+def _hours(
+    view: GpuView, tokens: int | None, measured: list[Measured]
+) -> tuple[float | None, str | None]:
+    same = next((one for one in measured if one.device == view.model), None)
+    if tokens is None or same is None:
+        return None, None
+    basis = f"{same.tokens_per_second:,.0f} tokens/s in {same.jobs} finished jobs like it"
+    return tokens / same.tokens_per_second / 3600, basis
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """JSON types only; bytes as whole numbers."""
+    from dataclasses import asdict
+
+    told = asdict(plan)
+    told["data"] = None if plan.data is None else plan.data.record()
+    told["memory"] = {
+        "precision": plan.memory.precision,
+        "parts": {
+            part.name: {
+                "low_bytes": round(part.low),
+                "expected_bytes": round(part.expected),
+                "high_bytes": round(part.high),
+            }
+            for part in plan.memory.parts
+        },
+        "low_bytes": round(plan.memory.low),
+        "expected_bytes": round(plan.memory.expected),
+        "high_bytes": round(plan.memory.high),
+    }
+    return told

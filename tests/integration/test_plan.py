@@ -1,0 +1,189 @@
+"""`celora plan` against real models: what it counts is what the trainer then has in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+import celora
+from celora.cli import application
+from celora.cli.failures import run
+from celora.planning.architecture import architecture_of
+from celora.planning.memory import Architecture, optimizer_bytes, weight_bytes
+from celora.planning.plan import make_plan, record
+from gpu_worker.trainer.tiny_base import random_base
+from models.errors import BaseModelError, SpecError
+from models.session import transaction
+from models.spec import JobSpec
+from models.states import Outcome, Stage
+from tests import records
+
+pytestmark = pytest.mark.usefixtures("database", "_empty")
+
+
+@pytest.fixture
+def _empty(database: str) -> None:  # noqa: ARG001 (after the database, before each test)
+    records.clear()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_base(
+        tmp_path_factory.mktemp("base"), hidden=128, layers=2, heads=4, mlp=256, vocab=512
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"what is {n} plus one?", "completion": f" {n + 1}"}) + "\n"
+            for n in range(200)
+        )
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def counted(base: Path) -> Architecture:
+    return architecture_of(spec(base))
+
+
+def spec(base: Path, **fields: Any) -> JobSpec:
+    return JobSpec(**{"base_model": str(base), "dataset": "none"} | fields)
+
+
+def test_parameters_are_counted_exactly(base: Path, counted: Architecture) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from gpu_worker.trainer.adapter import lora_config
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    assert counted.parameters == sum(p.numel() for p in model.parameters())
+    adapted: Any = get_peft_model(model, lora_config(spec(base), model))
+    assert counted.trainable == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_the_bytes_of_a_quantised_base_and_of_its_optimizer_are_those_of_the_real_ones(
+    base: Path, counted: Architecture
+) -> None:
+    import torch
+    from bitsandbytes.optim.adamw import AdamW8bit
+    from peft import get_peft_model
+
+    from gpu_worker.trainer.adapter import lora_config
+    from gpu_worker.trainer.base_model import BaseKey, load_model
+    from gpu_worker.trainer.precision import Device, precision_for
+
+    wanted = spec(base, method="qlora")
+    precision = precision_for(wanted, Device(cuda=False, bf16=True))
+    model = load_model(BaseKey.of(str(base), "r", precision, trust=False))
+    assert weight_bytes(wanted, counted) == pytest.approx(model_bytes(model), rel=0.02)
+
+    adapted: Any = get_peft_model(model, lora_config(wanted, model))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer: Any = AdamW8bit(trained, lr=1e-3)  # type: ignore[no-untyped-call]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    states = sum(
+        tensor.nbytes
+        for state in optimizer.state.values()
+        for name, tensor in state.items()
+        if torch.is_tensor(tensor) and not name.startswith("qmap")
+    )
+    assert optimizer_bytes(wanted, counted, 2) == pytest.approx(states, rel=0.02)
+
+
+def model_bytes(model: Any) -> int:
+    """Weights with what their quantisation keeps beside them."""
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.nbytes
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            total += state.absmax.nbytes + state.state2.absmax.nbytes
+    return total
+
+
+def test_a_configuration_without_weights_is_enough(
+    base: Path, counted: Architecture, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((base / "config.json").read_text())
+    plan = celora.plan(base_model=str(tmp_path), dataset="none", max_steps=7, read_data=False)
+    assert (plan.total_steps, plan.steps_from[:9]) == (7, "max_steps")
+    assert plan.model == counted
+
+
+def test_the_data_decides_about_steps_tokens_and_the_longest_row(base: Path, rows: Path) -> None:
+    plan = celora.plan(base_model=str(base), dataset=str(rows), epochs=2, packing="off")
+    assert plan.data is not None
+    assert plan.total_steps == plan.data.verdict["total_steps"]
+    assert plan.row_tokens == plan.data.verdict["lengths"]["max"] < 64
+    assert plan.row_tokens_from == "the longest row of the data"
+    assert plan.training_tokens is not None
+    assert plan.training_tokens > 1000
+
+
+def test_gpus_of_the_pool_and_hours_from_like_jobs(base: Path, counted: Architecture) -> None:
+    records.add_gpu(0)
+    records.add_gpu(1)
+    with transaction() as session:
+        session.execute(
+            text("UPDATE gpus SET kind = 'cuda', model = 'H100', memory_bytes = 80000000000")
+        )
+    job_id = records.submit(base_model=str(base), evaluate=False)
+    records.prepare(job_id)
+    records.place()
+    taken = records.claimed(job_id, Stage.TRAIN)
+    result = {"seconds": 100, "trained_tokens": 360_000, "resumed_at_step": 0, "device": "H100"}
+    records.end(job_id, taken.fence, Outcome.COMPLETED, result=result)
+    plan = make_plan(spec(base, max_steps=10, max_sequence_length=2048), model=counted)
+    (fit,) = plan.fits
+    assert (fit.device, fit.count, fit.fits, fit.micro_batch) == ("H100", 2, "yes", 16)
+    assert fit.gpu_hours == pytest.approx(10 * 16 * 2048 / 3600 / 3600)
+    assert "3,600 tokens/s in 1 finished" in (fit.pace or "")
+    assert make_plan(spec(base, gpu_model="a100"), model=counted).fits == ()
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        app = application(list(arguments))
+        code = run(lambda: app(list(arguments), prog_name="celora", standalone_mode=False))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_the_command_prints_parts_and_the_record_is_json(
+    base: Path,
+    rows: Path,
+    counted: Architecture,
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, err = command("plan", "--base-model", str(base), "--dataset", str(rows))
+    assert (code, err) == (0, "")
+    for word in ("parameters", "weights", "activations", "steps", "overhead"):
+        assert word in out
+    told = json.loads(json.dumps(record(make_plan(spec(base), model=counted))))
+    assert told["memory"]["parts"]["weights"]["expected_bytes"] == counted.parameters * 2
+    assert told["model"]["trainable"] == counted.trainable
+
+
+def test_what_cannot_be_planned_is_explained(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(BaseModelError, match="configuration"):
+        celora.plan(base_model=str(tmp_path), dataset="none", read_data=False)
+    with pytest.raises(SpecError, match="no layer named nothing"):
+        celora.plan(
+            base_model=str(base), dataset="none", target_modules=("nothing",), read_data=False
+        )
