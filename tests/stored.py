@@ -124,7 +124,8 @@ def _prepare(job_id: str, digest: str | None, size_bytes: int) -> int:
         fence = jobs.get_job(session, job_id).fence
     records.claimed(job_id, Stage.PREPROCESS, worker_session="cpu")
     url = None if digest is None else store.prepared_url(digest)
-    if url is not None and not store.exists(url):
+    known = url is None or store.exists(url)
+    if url is not None and not known:
         put(url, size_bytes)
     with transaction() as session:
         products.set_prepared(
@@ -135,7 +136,7 @@ def _prepare(job_id: str, digest: str | None, size_bytes: int) -> int:
             data_digest=digest,
             base_revision="r1",
             verdict={"total_steps": 30},
-            prepared_bytes=None if digest is None else size_bytes,
+            prepared_bytes=None if known else size_bytes,
         )
         attempts.end_attempt(session, job_id, fence, Outcome.COMPLETED)
     return fence
