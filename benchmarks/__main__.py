@@ -14,6 +14,7 @@ import time
 from benchmarks import machine
 
 BENCHMARKS = {
+    "fairness": "1,000 jobs of three tenants: GPU time by weight, longest wait, expected starts",
     "jobs_per_second": "jobs from submit to completed, and what one costs",
     "preparation": "preparation of 200,000 rows, against datasets.map with two processes",
     "throughput": "tokens per second of a job, against the same recipe as a bare TRL script",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -15,6 +15,7 @@ _NEWEST = 300
 _NEWEST_TURNOVERS = 40
 _ASSUMED_TURNOVER_SECONDS = 0.3
 _LONGEST_TURNOVER_SECONDS = 120.0  # beyond it something else kept the GPU idle
+_FAR_OUT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,13 @@ def read_paces(session: Session) -> Record:
         )
         for row in rows
     )
-    return Record(Paces(finished), median(gaps) if gaps else _ASSUMED_TURNOVER_SECONDS)
+    return Record(Paces(finished), _usual(gaps) if gaps else _ASSUMED_TURNOVER_SECONDS)
+
+
+def _usual(gaps: list[float]) -> float:
+    """Their mean, for it says how many jobs there are in a time; without what stands far out."""
+    most = _FAR_OUT * median(gaps)
+    return fmean(gap for gap in gaps if gap <= most)
 
 
 # What tells how many rows and tokens a step has.
