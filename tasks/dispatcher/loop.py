@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 # How long a stop may go unnoticed while nothing happens.
 STOP_CHECK_SECONDS = 0.25
+# Between two passes: what comes in a flood of wake-ups is placed together.
+BREATH_SECONDS = 0.02
 
 
 def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
@@ -66,6 +68,7 @@ def _serve(wakes: Listener, stop: threading.Event, tickets: threading.Event) -> 
         _work(place.place_jobs, tickets)  # early: a GPU that waits costs most
         _work(place.preempt_jobs, tickets)
         _work(place.place_preparation, tickets)
+        stop.wait(BREATH_SECONDS)
         while not stop.is_set() and (left := repair_at - time.monotonic()) > 0:
             if wakes.wait(min(left, STOP_CHECK_SECONDS)):
                 break
