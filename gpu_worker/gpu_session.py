@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 
 from sqlalchemy.orm import Session
@@ -21,11 +21,12 @@ from sqlalchemy.orm import Session
 from gpu_worker import locks, processes, trackers
 from gpu_worker.devices import Device, boot_id
 from gpu_worker.held import foreign_use
+from gpu_worker.samples import Sampler
 from gpu_worker.session import WorkerSession
 from gpu_worker.trackers import Trackers
 from gpu_worker.trainer_process import TrainerProcess
 from models.errors import CeloraError, SetupError, UnavailableError
-from models.queries import attempts, gpus, history
+from models.queries import attempts, gpus, history, samples
 from models.queries.attempts import Claim
 from models.session import transaction
 from models.settings import settings
@@ -91,6 +92,7 @@ class GpuSession(WorkerSession):
             target=self._serve, args=(may_begin,), name="gpu", daemon=True
         )
         self._thread.start()
+        threading.Thread(target=self._sample, name="samples", daemon=True).start()
 
     def claim(self, job_id: str, fence: int, stage: Stage) -> Claim | None:
         if not self._registered.wait(_READY_SECONDS):
@@ -320,6 +322,23 @@ class GpuSession(WorkerSession):
         if self.device.kind != "cuda" or trainer is None or not trainer.alive:
             return []
         return processes.session_members(trainer.pid)
+
+    def _sample(self) -> None:
+        """Record what the device is doing; a sample that cannot be written is not worth a retry."""
+        sampler = Sampler(self.device)
+        while not self._leaving.wait(settings().sample_seconds):
+            if self.gpu_id is None:
+                continue
+            trainer = self.trainer
+            try:
+                pid = trainer.pid if trainer is not None and trainer.alive else None
+                taken = sampler.take(pid)
+                with transaction() as session:
+                    samples.record_sample(session, self.gpu_id, **asdict(taken))
+            except UnavailableError as error:
+                _log.debug("no sample: %s", error.what)
+            except Exception:  # noqa: BLE001 (a driver that fails must not end the sampling)
+                _log.exception("no sample")
 
     def _end_idle_trainer(self) -> None:
         with self._trainer_lock:

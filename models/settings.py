@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     trainer_start_seconds: float = Field(
         300, gt=0, description="time a new trainer process has to say that it is ready"
     )
+    fetch_patience_seconds: float = Field(
+        60, ge=0, description="how long an attempt goes on asking a hub or store that is away"
+    )
     poll_seconds: float = Field(5, gt=0, description="dispatcher's pass without a wake-up")
     resend_seconds: float = Field(
         30, gt=0, description="age at which an unclaimed ticket is published again"
@@ -51,6 +54,9 @@ class Settings(BaseSettings):
     gpu_heartbeat_seconds: float = Field(5, gt=0, description="how often a GPU reports itself")
     gpu_stale_seconds: float = Field(
         30, gt=0, description="age of a heartbeat at which a GPU counts as gone"
+    )
+    sample_seconds: float = Field(
+        5, gt=0, description="how often a device's utilisation and memory are recorded"
     )
     trainer_idle_seconds: float = Field(
         900, gt=0, description="idle time after which the warm trainer leaves"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from models import store
 from models.errors import CeloraError
-from models.queries import disk_use, history, orphans, prepared, retention
+from models.queries import disk_use, history, orphans, prepared, retention, samples
 from models.queries.retention import Mark, TenantRules
 from models.queries.sweeping import sweeping
 from models.session import transaction
@@ -100,6 +100,8 @@ class _Sweep:
         for mark in _MARKS:
             self._delete_marked(mark, rules)
         self._delete_logs(rules)
+        with transaction() as session:
+            samples.thin_samples(session)
         try:
             self._adopt_prepared()
             self._delete_orphans()
