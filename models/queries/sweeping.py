@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
@@ -23,13 +23,17 @@ def sweeping() -> Iterator[bool]:
     try:
         with engine().connect() as pooled:
             connection = pooled.connection.driver_connection
-            pooled.detach()  # closed at the end, and the lock with it
+            pooled.detach()  # closed at the end, and the lock with it in any case
             assert isinstance(connection, psycopg.Connection)  # noqa: S101 (narrows the type)
             connection.autocommit = True
             locked = connection.execute(
                 "SELECT pg_try_advisory_lock(%s)", [int(Exclusive.SWEEP)]
             ).fetchone()
-            yield locked is not None and bool(locked[0])
+            try:
+                yield locked is not None and bool(locked[0])
+            finally:
+                with suppress(psycopg.Error):  # the server notes a closed connection only later
+                    connection.execute("SELECT pg_advisory_unlock_all()")
     except DBAPIError as error:
         if (ours := explained(error)) is None:
             raise
