@@ -6,17 +6,19 @@ from pathlib import Path
 
 from gpu_worker.base_files import NEVER, check_config, check_names, patterns
 from models import disk
-from models.errors import BaseModelError, CeloraError
+from models.errors import BaseModelError, CeloraError, UnavailableError
+from training_data.hub_reach import is_away, limit_waits
 
 
 def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> tuple[Path, str]:
     """The snapshot's folder and its commit. Asks the hub nothing where the commit is cached.
 
     Safe beside others that fetch the same, and after a kill: the client locks, and renames whole
-    files into place. Raises BaseModelError.
+    files into place. Raises BaseModelError; UnavailableError where the hub does not answer.
     """
     from huggingface_hub import resolve_revision
 
+    limit_waits()
     try:
         # With the hub away: what the name meant when it was last asked.
         commit = resolve_revision(name, revision=revision).resolved
@@ -55,7 +57,7 @@ def _listing(name: str, commit: str, folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir()]  # a cache that an older client filled
 
 
-def _explained(name: str, revision: str | None, error: Exception) -> BaseModelError:
+def _explained(name: str, revision: str | None, error: Exception) -> CeloraError:
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -81,9 +83,16 @@ def _explained(name: str, revision: str | None, error: Exception) -> BaseModelEr
             remedy="name a branch, tag or commit that exists, or leave base_revision out",
         )
     first_line = str(error).strip().splitlines()[:1] or [""]
+    if is_away(error):
+        return UnavailableError(
+            f"the hub did not answer: {type(error).__name__}: {first_line[0]}",
+            where=name,
+            remedy="check the network and HF_ENDPOINT, then `celora retry`; or run `celora pull` "
+            "where there is a network and share HF_HOME",
+        )
     return BaseModelError(
         f"the hub did not give the model: {type(error).__name__}: {first_line[0]}",
         where=name,
-        remedy="check network, HF_ENDPOINT and disk space, or run `celora pull` where there is a "
-        "network and share HF_HOME",
+        remedy="check HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE, or run `celora pull` where there "
+        "is a network and share HF_HOME",
     )

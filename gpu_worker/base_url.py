@@ -27,8 +27,9 @@ from gpu_worker.base_files import (
     patterns,
 )
 from models import disk
-from models.errors import BaseModelError, CeloraError
+from models.errors import BaseModelError, CeloraError, UnavailableError
 from models.settings import settings
+from training_data.hub_reach import is_away
 
 
 def fetch(url: str, *, weights: bool, code: bool) -> tuple[Path, str]:
@@ -112,6 +113,12 @@ def _explained(url: str) -> Iterator[None]:
         if disk.is_full(error):
             raise disk.full(error, settings().at_home("bases")) from error
         # Every protocol raises its own library's exceptions.
+        if is_away(error):
+            raise UnavailableError(
+                f"the store did not answer: {type(error).__name__}: {error}",
+                where=url,
+                remedy="check the address and the network, then `celora retry`",
+            ) from error
         raise BaseModelError(
             f"the store did not give the model: {type(error).__name__}: {error}",
             where=url,

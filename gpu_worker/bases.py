@@ -37,8 +37,9 @@ def resolve(
     right. With `weights` False only configuration and tokenizer are fetched, enough to prepare
     data, and the revision is the same.
 
-    Raises BaseModelError with a remedy: not found, gated, unreachable, pickled weights, remote
-    code that the administrator has not allowed, no tokenizer, a broken configuration.
+    Raises BaseModelError with a remedy: not found, gated, pickled weights, remote code that the
+    administrator has not allowed, no tokenizer, a broken configuration; UnavailableError where a
+    hub or store does not answer.
     """
     if trust_remote_code:
         _require_allowed(base_model)
@@ -78,7 +79,7 @@ def _same(base_model: str, wanted: str | None, found: str) -> str:
         return found
     if wanted is not None and wanted.startswith("sha256:"):
         raise BaseModelError(
-            "the model's files have changed since the job was prepared",
+            "the base model changed after the data was prepared",
             where=base_model,
             remedy="put the earlier files back, or submit the job anew",
         )

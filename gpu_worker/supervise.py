@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import suppress
+from threading import Event
 from typing import NoReturn
 
 from gpu_worker import inputs
 from gpu_worker.gpu_session import GpuSession, TrainerStuckError
 from gpu_worker.inbox import Done, Due, Inbox, Said
 from gpu_worker.lease import Lease, LeaseLostError, now
+from gpu_worker.patience import patiently
 from gpu_worker.protocol import (
     Activity,
     BaseChecked,
@@ -126,7 +128,8 @@ class _StageRun:
         except StopNow as stop:
             return self.end.stopped(stop.reason)
         except (TrainerLostError, TrainerStuckError, UnavailableError) as error:
-            return self._give_up(error.what)
+            away = error if isinstance(error, UnavailableError) else None
+            return self._give_up(error.what, away)
         except CeloraError as error:
             return self.end.failed(error.record())
         except Exception as error:  # noqa: BLE001 (whatever it is, the attempt must end)
@@ -139,7 +142,18 @@ class _StageRun:
         """Fetch the inputs in a thread, while the trainer starts; a stop waits for neither."""
         self._start_trainer()
         kind = self.session.device.kind
-        self.inbox.in_background(lambda: inputs.gather(self.claim, self.lease, kind, self._say))
+        over = Event()
+
+        def gather() -> Run:
+            return inputs.gather(self.claim, self.lease, kind, self._say)
+
+        self.inbox.in_background(lambda: patiently(gather, say=self._say, wait=over.wait))
+        try:
+            return self._gathered()
+        finally:
+            over.set()
+
+    def _gathered(self) -> Run:
         while True:
             match self.inbox.next():
                 case Done(error=BaseException() as error):
@@ -311,11 +325,14 @@ class _StageRun:
 
     # Ends
 
-    def _give_up(self, why: str) -> bool:
-        """The attempt is lost for a reason that may be gone next time: the job is placed again."""
+    def _give_up(self, why: str, error: CeloraError | None = None) -> bool:
+        """The attempt is lost for a reason that may be gone next time: the job is placed again.
+
+        `error` is the job's where that has happened too often.
+        """
         if self.trainer is not None and self.trainer.used:
             self.session.end_trainer()
-        return self.end.gave_up(why)
+        return self.end.gave_up(why, error)
 
     def _abandon(self) -> None:
         """The lease is lost: nothing may run for it any more, and nothing is written."""

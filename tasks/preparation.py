@@ -20,6 +20,7 @@ from gpu_worker import prepared_data
 from gpu_worker.bases import resolve
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, LeaseLostError, now
+from gpu_worker.patience import patiently
 from gpu_worker.session import OUTCOMES, WorkerSession
 from models import disk, store
 from models.errors import CeloraError, StaleFenceError, UnavailableError
@@ -100,7 +101,7 @@ class _Attempt:
         if self.claim.spec.scripted:
             return _Found({"scripted": True}, base_revision="scripted")
         try:
-            return self._find_or_make()
+            return patiently(self._find_or_make, say=self._say, wait=self.stopping.wait)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -185,7 +186,8 @@ class _Attempt:
         if stop is not None:
             return self._end(OUTCOMES[stop])
         if isinstance(error, UnavailableError):
-            return self._end(Outcome.LOST, reason=error.what)
+            # The job's error only when it was lost too often.
+            return self._end(Outcome.LOST, reason=error.what, error=error.record())
         if isinstance(error, (LeaseLostError, StaleFenceError)):
             raise error
         if isinstance(error, CeloraError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import CeloraError, InputError, UnavailableError
+from training_data.hub_reach import is_away, limit_waits
 from training_data.locations import HubName, first_split
 from training_data.problems import Problems
 from training_data.watch import PreparationStopped, Watch
@@ -23,10 +24,20 @@ class HubData:
     def commit(self) -> str:
         """The commit that the name means now. Every reading is of this one."""
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         try:
             info = HfApi().dataset_info(self.place.name, revision=self.place.revision, timeout=30)
+        except GatedRepoError:
+            raise InputError(
+                "the data set is gated, and this machine's account has no access",
+                where=self.place.name,
+                remedy="accept its terms on the hub, then set HF_TOKEN on the cpu worker",
+            ) from None
         except (RepositoryNotFoundError, RevisionNotFoundError):
             at = f" at revision {self.place.revision}" if self.place.revision else ""
             raise InputError(
@@ -36,7 +47,7 @@ class HubData:
             ) from None
         except Exception as error:
             # The hub's client lets its HTTP library's own exceptions through.
-            raise _unreachable(self.place.name, error) from error
+            raise _not_given(self.place.name, error) from error
         return str(info.sha)
 
     @cached_property
@@ -91,6 +102,7 @@ def _library(name: str) -> Any:
             where=name,
             remedy="pip install 'celora[train]' on the cpu worker, or give a file",
         ) from None
+    limit_waits()
     return datasets
 
 
@@ -108,12 +120,19 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         # `datasets` raises whatever its parsers and its HTTP library raise.
-        raise _unreachable(name, error) from error
+        raise _not_given(name, error) from error
 
 
-def _unreachable(name: str, error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"the hub did not answer: {type(error).__name__}: {error}",
+def _not_given(name: str, error: Exception) -> CeloraError:
+    if is_away(error):
+        return UnavailableError(
+            f"the hub did not answer: {type(error).__name__}: {error}",
+            where=name,
+            remedy="check the network and HF_ENDPOINT on the cpu worker, or give a file",
+        )
+    return InputError(
+        f"the hub did not give the data set: {type(error).__name__}: {error}",
         where=name,
-        remedy="check the network, HF_ENDPOINT and HF_TOKEN on the cpu worker, or give a file",
+        remedy="check that it loads with `datasets.load_dataset`; a private one needs HF_TOKEN on"
+        " the cpu worker",
     )

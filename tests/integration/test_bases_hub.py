@@ -3,6 +3,7 @@ the client reads HF_ENDPOINT and HF_HOME when it is imported."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -63,9 +64,16 @@ class Client:
         return result
 
     def refusal(self, *what: Any, **how: Any) -> str:
-        """The error's sentence; its remedy must be there too."""
+        """The error's sentence, where it is for good; its remedy must be there too."""
+        return self._error("invalid_base_model", *what, **how)
+
+    def absence(self, *what: Any, **how: Any) -> str:
+        """The same where it may be another matter later."""
+        return self._error("unavailable", *what, **how)
+
+    def _error(self, expected: str, *what: Any, **how: Any) -> str:
         error = self.resolve(*what, **how)["error"]
-        assert error["code"] == "invalid_base_model"
+        assert error["code"] == expected, error
         assert error["remedy"]
         return str(error["message"])
 
@@ -162,13 +170,34 @@ def test_the_cache_serves_while_the_hub_is_away(
     for revision in (None, commit):
         found = client.resolve(revision=revision, weights=False, environment=environment)
         assert found.get("revision") == commit, found
-    assert "did not give the model" in client.refusal("owner/other", environment=environment)
+    # A hub that is switched off here stays so, however often it is asked.
+    if environment:
+        assert "did not give the model" in client.refusal("owner/other", environment=environment)
+    else:
+        assert "did not answer" in client.absence("owner/other")
+
+
+@pytest.mark.slow  # the client itself tries for half a minute
+def test_a_hub_that_is_down_when_the_weights_are_fetched_may_be_asked_again(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    commit = hub.add("owner/tiny", folder)
+    client.resolve(weights=False)
+    hub.down = True
+    assert "did not answer" in client.absence(revision=commit)
+    hub.down = False
+    assert client.resolve(revision=commit)["revision"] == commit
 
 
 def test_nobody_listening_is_explained(client: Client) -> None:
-    assert "did not give the model" in client.refusal(
-        environment={"HF_ENDPOINT": "http://127.0.0.1:9"}
-    )
+    assert "did not answer" in client.absence(environment={"HF_ENDPOINT": "http://127.0.0.1:9"})
+
+
+def test_a_hub_that_never_answers_is_given_up(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        said = client.absence(environment={"HF_ENDPOINT": endpoint, "HF_HUB_DOWNLOAD_TIMEOUT": "1"})
+    assert "did not answer" in said
 
 
 def test_names_that_mean_nothing_are_explained(

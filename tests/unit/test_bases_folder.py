@@ -58,7 +58,7 @@ def test_a_pinned_folder_must_not_change(folder: Path) -> None:
 
     assert resolve(str(folder), pinned, weights=True).revision == pinned
     (folder / "chat_template.jinja").write_text("other")
-    with pytest.raises(BaseModelError, match="have changed since"):
+    with pytest.raises(BaseModelError, match="changed after the data was prepared"):
         resolve(str(folder), pinned, weights=True)
 
 

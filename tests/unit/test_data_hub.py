@@ -103,3 +103,13 @@ def test_what_cannot_be_had_is_said(hub: HubServer, tmp_path: Path) -> None:
     assert "needs the `datasets` package" in library["message"]
     hub.down = True
     assert prepared(hub, tmp_path, dataset="owner/data")["code"] == "unavailable"
+
+
+@pytest.mark.slow
+def test_an_answer_in_earnest_is_for_good(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "data", "train.jsonl")
+    hub.add("owner/gated", tmp_path / "data", token="hf_secret")
+    (tmp_path / "data" / "train.jsonl").write_text('{"prompt": 1}\n[}')
+    hub.add("owner/broken", tmp_path / "data")
+    for name in ("owner/gated", "owner/broken"):
+        assert prepared(hub, tmp_path, dataset=name)["code"] == "invalid_input"
