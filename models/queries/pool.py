@@ -320,7 +320,7 @@ _TENANTS = text(f"""
            CASE WHEN gpu_hours_per_month IS NULL THEN 0
                 ELSE coalesce(({TENANT_MONTH}), 0) END AS month_seconds,
            CASE WHEN disk_bytes IS NULL THEN 0
-                ELSE coalesce(({TENANT_DISK}), 0) END AS disk_used_bytes
+                ELSE coalesce(({TENANT_DISK}), 0)::bigint END AS disk_used_bytes
     FROM tenants WHERE id = ANY (CAST(:ids AS bigint[]))
 """)  # noqa: S608 (joined from constants)
 

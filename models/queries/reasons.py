@@ -75,16 +75,20 @@ def basis(placed: Placed) -> str:
     for kind, words in _LENGTHS.items():
         if count := placed.ended.get(kind):
             like = _jobs(placed.finished.get(kind, 0), "finished job")
-            parts.append(f"{count} {words.format(like=like)}")
-    return f"after {_jobs(sum(placed.ended.values()))}: " + ", ".join(parts)
+            whose = "its" if count == 1 else "their"
+            parts.append((count, words.format(like=like, whose=whose)))
+    if len(parts) == 1:
+        return f"after {_jobs(parts[0][0])}, {parts[0][1]}"
+    total = _jobs(sum(count for count, _ in parts))
+    return f"after {total}: " + ", ".join(f"{count} {words}" for count, words in parts)
 
 
 _LENGTHS = {
-    Basis.OWN: "by their own pace",
+    Basis.OWN: "by {whose} own pace",
     Basis.LIKE: "from {like} on the same base model",
     Basis.TENANT: "from {like} of the same tenant",
     Basis.RECENT: "from the last {like}",
-    Basis.ASSUMED: f"with no measurement yet: assumed {ASSUMED_SECONDS / 60:g} min each",
+    Basis.ASSUMED: f"no measurement yet: assumed {ASSUMED_SECONDS / 60:g} min each",
 }
 
 
