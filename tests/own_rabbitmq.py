@@ -83,11 +83,15 @@ class Running:
 
 
 @contextmanager
-def own_server(folder: Path) -> Iterator[Running]:
-    """Start it below `folder` and stop it at the end. Raises SetupError where it cannot be."""
+def own_server(folder: Path, erlang_arguments: str = "") -> Iterator[Running]:
+    """Start it below `folder` and stop it at the end; `-rabbit NAME VALUE` is an argument.
+
+    Raises SetupError where it cannot be started.
+    """
     programs = _programs() or _install()
     amqp, distribution, epmd = free_port(), free_port(), free_port()
     environment = _configure(folder, amqp=amqp, distribution=distribution, epmd=epmd)
+    environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" {erlang_arguments}"
     log_path = folder / "rabbitmq.log"
     with log_path.open("ab") as log:
         # Our own epmd: one that the runtime starts by itself stays behind for ever.
