@@ -1,16 +1,17 @@
 """Lease, fence, placement and states, driven at random on a real Postgres.
 
-Hypothesis plays dispatcher, workers and owners: tickets come late, twice and out of order, workers
-are replaced, leases run out, and old holders go on writing. A small model says who holds what; the
-tables must agree with it after every step.
+Hypothesis plays dispatcher, workers, owners and administrators: tickets come late, twice and out of
+order, workers are replaced, leases run out, and old holders go on writing. A small model says who
+holds what; the tables must agree with it after every step, and triggers (tests/chaos/audit.py) tell
+each move that was made on the way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -24,18 +25,45 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
-from models.errors import StaleFenceError, StateError
-from models.queries import attempts, gpus, history, jobs, outbox, products, reconcile
+from models.errors import SpecError, StaleFenceError, StateError
+from models.queries import (
+    attempts,
+    dependencies,
+    gpus,
+    history,
+    jobs,
+    outbox,
+    preemption,
+    products,
+    reconcile,
+    tenants,
+)
 from models.queries.attempts import Claim
 from models.session import transaction
-from models.states import TERMINAL, JobState, Outcome, Stage, StopReason
+from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, may_become
 from models.tables import Job
 from tests import records
+from tests.chaos import audit
+from tests.pool_model import (
+    JOBS_AND_HOLDERS,
+    LIMITS,
+    MOVES,
+    NEVER_AGAIN,
+    NO_LIMITS,
+    ON_GPUS,
+    SILENCE,
+    STAGES,
+    STATES,
+    WAITING,
+    Holder,
+    Slot,
+)
 
 GPUS = 2
+TENANTS = ("a", "b")
 TicketKey = tuple[str, int, Stage]
 T = TypeVar("T")
 
@@ -47,16 +75,6 @@ def nth_last(things: list[T], back: int) -> T:
     return things[-1 - back % len(things)]
 
 
-@dataclass
-class Holder:
-    """The live attempt of a job, as the model has it."""
-
-    fence: int
-    gpu: int | None  # index; none: preparation
-    session: str | None = None  # of the worker that claimed it
-    stages: set[Stage] = field(default_factory=set)
-
-
 class Pool(RuleBasedStateMachine):
     job_ids = Bundle("job_ids")
 
@@ -65,31 +83,62 @@ class Pool(RuleBasedStateMachine):
         records.clear()
         self.held: dict[str, Holder] = {}
         self.finished: dict[str, set[Stage]] = {}
-        self.sessions = [0] * GPUS
-        self.gpu_ids: list[int] = []
+        self.slots: list[Slot] = []
+        self.limits = {tenant: dict(NO_LIMITS) for tenant in TENANTS}
         # All there ever were: old ones are used again, as a late message or a late writer would.
         self.tickets: list[TicketKey] = []
         self.claims: list[Claim] = []
+        with transaction() as session:
+            self.last_move = session.scalar(text("SELECT max(id) FROM chaos.moves")) or 0
 
     @initialize(target=job_ids)
     def start(self) -> object:
         """Workers, and jobs of which most are prepared already: what comes after is the story."""
         for index in range(GPUS):
-            self.gpu_ids.append(records.add_gpu(index, worker_session=self.session_of(index)))
-        made = [self.submit("a", evaluate) for evaluate in (True, False, True, True)]
+            gpu_id = records.add_gpu(index, worker_session=f"gpu{index}-0")
+            self.slots.append(Slot(gpu_id))
+        made = [self.put("a", evaluate=one) for one in (True, False, True)]
+        made.append(self.put("b", preemptible=True))
         for _ in made[1:]:
             self.work_as_usual(finish_preparation=True)
         return multiple(*made)
 
     def session_of(self, gpu: int | None) -> str:
-        return "cpu" if gpu is None else f"gpu{gpu}-{self.sessions[gpu]}"
+        return "cpu" if gpu is None else f"gpu{gpu}-{self.slots[gpu].session}"
 
     # Owners
 
-    @rule(target=job_ids, tenant=st.sampled_from(["a", "b"]), evaluate=st.booleans())
-    def submit(self, tenant: str, evaluate: bool) -> str:  # noqa: FBT001 (drawn)
-        job_id = records.submit(tenant, evaluate=evaluate)
+    def put(self, tenant: str, **fields: Any) -> str:
+        job_id = records.submit(tenant, **fields)
         self.finished[job_id] = set()
+        return job_id
+
+    @rule(
+        target=job_ids,
+        tenant=st.sampled_from(TENANTS),
+        priority=st.integers(-1, 2),
+        kind=st.sampled_from(["plain", "plain", "urgent", "preemptible"]),
+        evaluate=st.booleans(),
+    )
+    def submit(self, tenant: str, priority: int, kind: str, evaluate: bool) -> str:  # noqa: FBT001 (drawn)
+        wishes = {} if kind == "plain" else {kind: True}
+        return self.put(tenant, priority=priority, evaluate=evaluate, **wishes)
+
+    @rule(target=job_ids, first=job_ids, tenant=st.sampled_from(TENANTS))
+    def submit_after(self, first: str, tenant: str) -> object:
+        before = records.job(first)
+        may = before.tenant.name == tenant and before.state not in {
+            JobState.FAILED,
+            JobState.CANCELLED,
+        }
+        try:
+            job_id = self.put(tenant, after=first)
+        except SpecError:
+            assert not may
+            return multiple()
+        assert may
+        over = before.state == JobState.COMPLETED
+        assert records.job(job_id).waits_for == (None if over else first)
         return job_id
 
     @rule(job_id=job_ids, reason=st.sampled_from(StopReason))
@@ -128,6 +177,20 @@ class Pool(RuleBasedStateMachine):
         else:
             assert after == before
 
+    # Administrators
+
+    @rule(tenant=st.sampled_from(TENANTS), limits=st.sampled_from(LIMITS))
+    def limit(self, tenant: str, limits: dict[str, Any]) -> None:
+        self.limits[tenant] = NO_LIMITS | limits
+        with transaction() as session:
+            tenants.change_tenant(session, tenant, self.limits[tenant])
+
+    @rule(gpu=st.integers(0, GPUS - 1), on=st.booleans())
+    def cordon(self, gpu: int, on: bool) -> None:  # noqa: FBT001 (drawn)
+        self.slots[gpu].cordoned = on
+        with transaction() as session:
+            gpus.set_cordon(session, "host", gpu, on)
+
     # All together
 
     @rule(finish_preparation=st.booleans())
@@ -149,10 +212,11 @@ class Pool(RuleBasedStateMachine):
     def _place(self) -> list[TicketKey]:
         records.place_preparation(limit=2)
         for one in records.place():
-            assert one.gpu_id is not None
-            gpu = self.gpu_ids.index(one.gpu_id)
+            gpu = next(i for i, slot in enumerate(self.slots) if slot.id == one.gpu_id)
+            assert self.slots[gpu].takes_jobs
             assert all(holder.gpu != gpu for holder in self.held.values())
             self.held[one.job_id] = Holder(one.fence, gpu)
+            self.check_placed(one.job_id)
         with transaction() as session:
             sent = outbox.unsent(session)
             outbox.mark_sent(session, [ticket.id for ticket in sent])
@@ -162,6 +226,47 @@ class Pool(RuleBasedStateMachine):
         new = [(one.job_id, one.fence, Stage(one.stage)) for one in sent]
         self.tickets += new
         return new
+
+    def check_placed(self, job_id: str) -> None:
+        """It waits for nobody, and neither its tenant nor its user holds more than it may."""
+        job = records.job(job_id)
+        assert job.waits_for is None
+        limits = self.limits[job.tenant.name]
+        assert limits["gpu_hours_per_month"] is None
+        with transaction() as session:
+            on_gpus = session.scalar(ON_GPUS, {"tenant_id": job.tenant_id})
+        for name in ("max_running_jobs", "user_max_running_jobs"):  # every tenant has one user here
+            assert limits[name] is None or on_gpus <= limits[name]
+
+    @rule()
+    def preempt(self) -> None:
+        with transaction() as session:
+            pairs = preemption.preempt(session)
+        for urgent_id, victim_id in pairs:
+            urgent, victim = records.job(urgent_id), records.job(victim_id)
+            assert urgent.spec["urgent"]
+            assert (urgent.state, urgent.waits_for) == (JobState.QUEUED, None)
+            assert self.limits[urgent.tenant.name]["may_preempt"]
+            assert victim.spec["preemptible"]
+            assert victim.stop_requested == StopReason.PREEMPT
+            assert self.held[victim_id].stages
+            assert urgent_id not in self.held
+
+    @rule()
+    def release(self) -> None:
+        due = {row.id: row.first_state for row in self._waiting() if row.first_state in NEVER_AGAIN}
+        with transaction() as session:
+            assert dependencies.release_jobs(session) == len(due)
+        for job_id, first_state in due.items():
+            after = records.job(job_id)
+            assert after.waits_for is None
+            assert (after.state == JobState.FAILED) == (first_state == JobState.CANCELLED)
+
+    def _waiting(self) -> list[Any]:
+        """Jobs that wait for another, as far as a release may touch them."""
+        with transaction() as session:
+            found = session.execute(WAITING).all()
+        return [row for row in found if row.id not in self.held]
 
     @rule()
     def send_again(self) -> None:
@@ -179,47 +284,64 @@ class Pool(RuleBasedStateMachine):
         with transaction() as session:
             ended = reconcile.expire_leases(session)
         assert ended == ([job_id] if claimed else [])
-        if claimed:
+        if holder is not None and claimed:
+            if holder.gpu is not None:
+                self.slots[holder.gpu].idle = False  # in doubt until its worker speaks
             del self.held[job_id]
 
-    @rule(gpu=st.integers(0, GPUS - 1))
-    def withdraw(self, gpu: int) -> None:
+    @rule(gpu=st.integers(0, GPUS - 1), how=st.sampled_from(["leaves", "is silent", "is held"]))
+    def withdraw(self, gpu: int, how: str) -> None:
+        slot = self.slots[gpu]
         with transaction() as session:
-            gpus.mark_gone(session, self.gpu_ids[gpu], self.session_of(gpu))
+            if how == "leaves":
+                gpus.mark_gone(session, slot.id, self.session_of(gpu))
+            elif how == "is held":
+                gpus.heartbeat(session, slot.id, self.session_of(gpu), reported="held")
+            else:
+                session.execute(SILENCE, {"gpu_id": slot.id})
+        slot.fresh, slot.idle = how == "is held", slot.idle and how == "is silent"
+        with transaction() as session:
             withdrawn = reconcile.withdraw_unclaimed(session, records.STALE_SECONDS)
-        unclaimed = [job_id for job_id, one in self.held.items() if not one.stages]
-        assert withdrawn == [job_id for job_id in unclaimed if self.held[job_id].gpu == gpu]
+        gone = {job_id for job_id, one in self.held.items() if one.gpu == gpu and not one.stages}
+        # Others may have been waiting for this pass: on a GPU that has been silent for longer.
+        assert gone <= set(withdrawn)
         for job_id in withdrawn:
+            assert self.held[job_id].gpu is not None
+            assert not self.held[job_id].stages
             del self.held[job_id]
 
     # Workers
 
     @rule(gpu=st.integers(0, GPUS - 1), reported=st.sampled_from(["idle", "idle", "busy"]))
     def beat(self, gpu: int, reported: str) -> None:
+        slot = self.slots[gpu]
         with transaction() as session:
-            assert gpus.heartbeat(
-                session, self.gpu_ids[gpu], self.session_of(gpu), reported=reported
-            )
+            assert gpus.heartbeat(session, slot.id, self.session_of(gpu), reported=reported)
+            # An earlier session's heartbeat changes nothing.
+            assert not gpus.heartbeat(session, slot.id, "before", reported="idle")
+        slot.idle, slot.fresh = reported == "idle", True
 
     @rule(gpu=st.integers(0, GPUS - 1))
     def replace_worker(self, gpu: int) -> None:
-        self.sessions[gpu] += 1
+        slot = self.slots[gpu]
+        slot.session += 1
+        slot.idle, slot.fresh = True, True
         records.add_gpu(gpu, worker_session=self.session_of(gpu))
         with transaction() as session:
-            lost = attempts.end_session_attempts(session, self.gpu_ids[gpu], self.session_of(gpu))
+            lost = attempts.end_session_attempts(session, slot.id, self.session_of(gpu))
         expected = [job_id for job_id, one in self.held.items() if one.gpu == gpu and one.stages]
         assert lost == expected
         for job_id in lost:
             del self.held[job_id]
 
     @precondition(lambda self: self.tickets)
-    @rule(back=BACK, older_session=st.booleans())
-    def claim(self, back: int, older_session: bool) -> None:  # noqa: FBT001 (drawn)
-        ticket = nth_last(self.tickets, back)
-        holder = self.held.get(ticket[0])
+    @rule(back=BACK, older_session=st.booleans(), ahead=st.sampled_from([0, 0, 0, 1, 7]))
+    def claim(self, back: int, older_session: bool, ahead: int) -> None:  # noqa: FBT001 (drawn)
+        job_id, fence, stage = nth_last(self.tickets, back)
+        holder = self.held.get(job_id)
         gpu = holder.gpu if holder is not None else None
         older = older_session and gpu is not None
-        self._claim(ticket, "before" if older else self.session_of(gpu))
+        self._claim((job_id, fence + ahead, stage), "before" if older else self.session_of(gpu))
 
     def _claim(self, ticket: TicketKey, session_name: str) -> Claim | None:
         job_id, fence, stage = ticket
@@ -268,16 +390,12 @@ class Pool(RuleBasedStateMachine):
     @rule(back=BACK, step=st.integers(1, 5))
     def write(self, back: int, step: int) -> None:
         taken = nth_last(self.claims, back)
-        job_id, fence = taken.job_id, taken.fence
+        points = [("train_loss", step, 1.0)]
+        progress = history.Progress(step=step)
         self.fenced(
             taken,
             lambda session: history.record_metrics(
-                session,
-                job_id,
-                fence,
-                taken.stage,
-                [("train_loss", step, 1.0)],
-                progress=history.Progress(step=step),
+                session, taken.job_id, taken.fence, taken.stage, points, progress=progress
             ),
         )
 
@@ -350,13 +468,13 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def tables_agree_with_the_model(self) -> None:
         with transaction() as session:
-            rows = session.execute(_JOBS_AND_HOLDERS).all()
+            rows = session.execute(JOBS_AND_HOLDERS).all()
         for row in rows:
             holder = self.held.get(row.id)
             assert (row.attempt is not None) == (holder is not None), row
             if holder is not None:
                 assert (row.attempt, row.fence) == (holder.fence, holder.fence)
-                assert row.gpu_id == (None if holder.gpu is None else self.gpu_ids[holder.gpu])
+                assert row.gpu_id == (None if holder.gpu is None else self.slots[holder.gpu].id)
                 assert set(row.claimed_stages) == holder.stages
             on_gpu = holder is not None and holder.gpu is not None and bool(holder.stages)
             assert (row.state == JobState.RUNNING) == on_gpu, row
@@ -364,36 +482,73 @@ class Pool(RuleBasedStateMachine):
                 assert row.stop_requested is None
             if row.state in TERMINAL or row.state == JobState.PAUSED:
                 assert holder is None
+            # What neither is held nor paused nor over stands in the lane of its owner and wish.
+            assert row.in_its_lane, row
             assert (row.finished_at is not None) == (row.state in TERMINAL)
             assert row.stage not in self.finished[row.id] or row.state == JobState.COMPLETED
+        assert len({row.id for row in rows}) == len(rows) == len(self.finished)
+
+    @invariant()
+    def every_move_was_along_an_edge(self) -> None:
+        with transaction() as session:
+            moves = session.execute(MOVES, {"after": self.last_move}).all()
+        for move in moves:
+            self.last_move = move.id
+            before, after = JobState(move.state_before), JobState(move.state)
+            assert before is after or may_become(before, after), move
+            assert move.fence in {move.fence_before, move.fence_before + 1}, move
+            assert STAGES.index(move.stage) >= STAGES.index(move.stage_before), move
 
     def teardown(self) -> None:
-        """Nothing is stuck: with workers that work, every job comes to an end."""
-        for job_id in self.finished:
+        """Nothing is stuck: with workers that work, every job comes to its end."""
+        for tenant in {records.job(job_id).tenant.name for job_id in self.finished}:
+            self.limit(tenant, {})
+        for gpu in range(len(self.slots)):
+            self.cordon(gpu, on=False)
+            self.replace_worker(gpu)
+        for taken in filter(self.holds, self.claims):
+            self._end(taken, Outcome.PREEMPTED)
+        for _ in range(4 * len(self.finished) + 4):
             with transaction() as session:
-                jobs.request_stop(session, job_id, StopReason.CANCEL)
+                states = {row.id: row.state for row in session.execute(STATES)}
+            for job_id, state in states.items():
+                if state in {JobState.PAUSED, JobState.FAILED}:
+                    self.resume_and_retry(job_id)
+            if set(states.values()) <= NEVER_AGAIN:
+                return
+            self.release()
+            self.send_again()
+            self._place()
+            self._work_off_tickets()
+        raise AssertionError(f"some do not end: {states}")
+
+    def _work_off_tickets(self) -> None:
+        for job_id, fence, stage in set(self.tickets):
             holder = self.held.get(job_id)
-            if holder is not None and holder.stages:
-                with transaction() as session:
-                    attempts.end_attempt(session, job_id, holder.fence, Outcome.CANCELLED)
-            assert records.state(job_id) in TERMINAL
+            if holder is None or holder.fence != fence:
+                continue
+            taken = self._claim((job_id, fence, stage), self.session_of(holder.gpu))
+            if taken is not None:
+                self._end(taken, Outcome.COMPLETED)
 
 
-_JOBS_AND_HOLDERS = text("""
-    SELECT jobs.id, jobs.state, jobs.stage, jobs.fence, jobs.stop_requested, jobs.finished_at,
-           live.fence AS attempt, live.gpu_id, live.claimed_stages
-    FROM jobs LEFT JOIN attempts AS live ON live.job_id = jobs.id AND live.ended_at IS NULL
-""")
+@pytest.fixture
+def _audited(database: str) -> None:
+    url = make_url(database).set(drivername="postgresql")
+    with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
+        known = connection.execute("SELECT to_regnamespace('chaos')").fetchone()
+    if known == (None,):
+        audit.install(url.render_as_string(hide_password=False))
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("_audited")
 def test_the_pool_keeps_its_promises() -> None:
     play(runs=20, steps=40, derandomize=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("_audited")
 def test_the_pool_keeps_its_promises_for_long() -> None:
     play(runs=80, steps=80, derandomize=False)
 
