@@ -16,6 +16,7 @@ from benchmarks import machine
 BENCHMARKS = {
     "fairness": "1,000 jobs of three tenants: GPU time by weight, longest wait, expected starts",
     "jobs_per_second": "jobs from submit to completed, and what one costs",
+    "latency": "from submit until the trainer has the job, and until its first step",
     "preparation": "preparation of 200,000 rows, against datasets.map with two processes",
     "throughput": "tokens per second of a job, against the same recipe as a bare TRL script",
     "warm_gap": "gap between two jobs, warm trainer against one process per job",

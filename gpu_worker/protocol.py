@@ -40,9 +40,11 @@ class Run(_Line):
     prepared_path: str  # train.arrow, eval.arrow, verdict.json
     output_path: str  # the attempt's own folder; checkpoints/ and adapter/ go below it
     resume_from: str | None = None  # a registered checkpoint's folder
+    start_adapter_path: str | None = None  # the adapter to begin with; never beside a checkpoint
     adapter_path: str | None = None  # evaluate on a process that did not train it
     base_evaluation: dict[str, Any] | None = None  # the base's result on record, with its answers
     facts: dict[str, Any] = Field(default_factory=dict)  # for the model card: data digest, counts
+    received_at: float | None = None  # set by the trainer: seconds since the epoch
 
 
 class Stop(_Line):

@@ -81,6 +81,7 @@ class Trainer:
             if command["type"] == "stop":
                 self.stop = command["reason"]
             else:
+                command["received_at"] = time.time()
                 # Here, not where the command is taken up: a stop that follows must not be wiped.
                 self.stop = None
                 self.commands.put(command)
@@ -156,7 +157,11 @@ class Play:
             digest=_digest(adapter / "adapter_model.safetensors"),
             step=self.step,
             trained_tokens=self.tokens,
-            result={"train_loss": self.loss(), "train_seconds": time.monotonic() - started},
+            result={
+                "train_loss": self.loss(),
+                "train_seconds": time.monotonic() - started,
+                "command_received": self.run["received_at"],
+            },
         )
 
     def load(self) -> None:

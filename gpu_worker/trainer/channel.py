@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -102,6 +103,7 @@ class Channel:
                 continue
             if isinstance(command, Run):
                 self._runs_read += 1
+                command = command.model_copy(update={"received_at": time.time()})
             self._pending.put(command)
         os._exit(0)  # end of file: the supervisor is gone, nobody wants the work any more
 

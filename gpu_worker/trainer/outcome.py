@@ -48,8 +48,10 @@ def result_of(
         "base_revision": job.run.base_revision,
         "versions": versions(),
         "warm": job.warm,
+        "began_with_adapter_of": job.spec.after if job.spec.start_from_adapter else None,
         "resumed_at_step": progress.start_step,
         "ended_at_checkpoint": None if ended_at is None else ended_at.step,
+        "command_received": job.run.received_at,
         "first_step_began": progress.first_step_began,
         "last_step_ended": progress.last_step_ended,
     }
