@@ -54,6 +54,9 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_connection_timeout=4.0,
+    # A ticket that lies in a busy worker for longer than RabbitMQ's delivery timeout closes the
+    # channel: connected to anew, or the worker would leave and take its running job along.
+    broker_channel_error_retry=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_enable_prefetch_count_reduction=False,  # tickets are acknowledged when they arrive
     # A chain's tail that cannot be sent is given up soon: the dispatcher sends it again.
