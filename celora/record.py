@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from celora.views import Artifact, Attempt, Checkpoint, Evaluation, Event, Job, Metric, Sample
@@ -29,7 +29,7 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """JSON types only; the job's fields on top, metrics as a summary by stage and name."""
         return self.job.model_dump(mode="json") | {
-            "why": {"reason": self.why.reason, "sentence": self.why.sentence},
+            "why": _why(self.why),
             "attempts": _dump(self.attempts),
             "metrics": self.metrics_summary(),
             "checkpoints": _dump(self.checkpoints),
@@ -79,6 +79,11 @@ def read(text: str) -> Record:
                 Event.model_validate(e) for e in history.events_of(session, job_id, limit=_EVENTS)
             ],
         )
+
+
+def _why(why: Why) -> dict[str, Any]:
+    start = why.expected_start_at
+    return asdict(why) | {"expected_start_at": None if start is None else start.isoformat()}
 
 
 def _dump(views: list[Any]) -> list[dict[str, Any]]:

@@ -119,6 +119,7 @@ class Lane:
 class Placed:
     waiter: Waiter
     lane: Lane
+    slot_id: int | None  # the GPU it will start on
     position: int  # from 1
     start: float | None  # seconds from now; none where only the order is known
     ended: dict[Basis, int]  # the jobs whose end it waited for, by what their length rests on
@@ -239,19 +240,21 @@ class Play:
     def _place(self, lane: Lane, waiter: Waiter) -> Placed:
         lane.waiters.remove(waiter)
         self.placed += 1
-        placed = Placed(
-            waiter,
-            lane,
-            self.placed,
-            None if self.order_only else self.now + self.turnover,
-            dict(self._ended),
-            dict(self._finished),
-        )
+        slot: Slot | None = None
         if self.order_only:
             lane.sharer.begin(self.now)
         else:
-            self._occupy(self._best_slot(lane.need, waiter.base_model), lane, waiter)
-        return placed
+            slot = self._best_slot(lane.need, waiter.base_model)
+            self._occupy(slot, lane, waiter)
+        return Placed(
+            waiter,
+            lane,
+            None if slot is None else slot.id,
+            self.placed,
+            None if slot is None else slot.start,
+            dict(self._ended),
+            dict(self._finished),
+        )
 
     def _best_slot(self, need: int, base_model: str) -> Slot:
         return min(

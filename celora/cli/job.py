@@ -9,6 +9,7 @@ from celora.cli.output import (
     JobId,
     console,
     duration,
+    expected_start,
     facts,
     print_json,
     size,
@@ -97,6 +98,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     if not job.finished:
         found.append(("stage", f"{job.stage}{f': {job.activity}' if job.activity else ''}"))
         found.append(("why", record.why.sentence))
+        if record.why.expected_start_at is not None:
+            found.append(("expected start", expected_start(record.why)))
     if job.total_steps:
         loss = "" if job.train_loss is None else f", loss {job.train_loss:.4g}"
         found.append(("steps", f"{job.step} of {job.total_steps}{loss}"))

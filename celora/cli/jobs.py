@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from celora.cli.output import AsJson, JobId, age, console, print_json, state_text, table
+from celora.cli.output import (
+    AsJson,
+    JobId,
+    age,
+    console,
+    expected_start,
+    print_json,
+    state_text,
+    table,
+    until,
+)
 
 
 def jobs(
@@ -31,9 +41,10 @@ def jobs(
     if not found:
         print("No jobs. `celora submit --help` tells how to make one.")
         return
+    starts = _starts([job.id for job in found if job.state in {"pending", "queued"}])
     console().print(
         table(
-            ["job", "name", "tenant", "method", "state", "stage", "steps", "loss", "age"],
+            ["job", "name", "tenant", "method", "state", "stage", "steps", "loss", "age", "starts"],
             (
                 (
                     job.id,
@@ -45,6 +56,7 @@ def jobs(
                     f"{job.step}/{job.total_steps}" if job.total_steps else "",
                     "" if job.train_loss is None else f"{job.train_loss:.4g}",
                     age(job.created_at),
+                    starts.get(job.id, ""),
                 )
                 for job in found
             ),
@@ -55,8 +67,26 @@ def jobs(
         print(f"More: celora jobs --after {found[-1].id}")
 
 
+def _starts(job_ids: list[str]) -> dict[str, str]:
+    """Where each stands and when it is expected to start, by the dispatcher's last forecast."""
+    from models.queries.forecasts import forecasts_of
+    from models.session import transaction
+
+    if not job_ids:
+        return {}
+    with transaction() as session:
+        found = forecasts_of(session, job_ids)
+    return {
+        job_id: " ".join(
+            ([f"#{row.position}"] if row.position else [])
+            + ([until(row.expected_start_at)] if row.expected_start_at else [])
+        )
+        for job_id, row in found.items()
+    }
+
+
 def why(job: JobId, as_json: AsJson = False) -> None:
-    """Say why a job waits, and how many go before it."""
+    """Say why a job waits, how many go before it, and when it is expected to start."""
     import celora
 
     answer = celora.why(job)
@@ -65,6 +95,8 @@ def why(job: JobId, as_json: AsJson = False) -> None:
         return
     place = f" (number {answer.position} in the queue)" if answer.position else ""
     print(f"{answer.sentence}{place}")
+    if answer.expected_start_at is not None:
+        print(f"Expected start: {expected_start(answer)}.")
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:

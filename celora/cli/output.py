@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from models.queries.waiting import Why
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[
     str,
@@ -118,6 +120,21 @@ def age(moment: datetime | None) -> str:
     return "" if moment is None else duration((datetime.now(UTC) - moment).total_seconds())
 
 
+def until(moment: datetime) -> str:
+    seconds = (moment - datetime.now(UTC)).total_seconds()
+    return f"in {duration(seconds)}" if seconds >= 1 else "now"
+
+
+def expected_start(why: Why) -> str:
+    """The moment, how far it is, and what that rests on; empty where nothing is expected."""
+    moment = why.expected_start_at
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    day = "%T" if local.date() == datetime.now().astimezone().date() else "%F %R"
+    return f"{local:{day}} ({until(moment)}), {why.basis}"
+
+
 def size(count: float) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:  # noqa: PLR2004 (the base of these units)
@@ -135,4 +152,6 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json")
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
     return str(value)

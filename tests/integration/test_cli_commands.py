@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from celora.client import pause
 from models.queries import history, products
 from models.session import transaction
 from models.states import Outcome, Stage
+from tasks.dispatcher import forecast
 from tests import records
 
 pytestmark = pytest.mark.usefixtures("database", "_empty")
@@ -111,6 +113,25 @@ def test_why(celora: Celora) -> None:
     job = records.queued()
     assert celora("why", job)[1].startswith("No GPU worker is running")
     assert json.loads(celora("why", job, "--json")[1])["reason"] == "no_worker"
+
+
+def test_when_a_job_is_expected_to_start(celora: Celora) -> None:
+    records.running()
+    job = records.queued()
+    assert forecast.pass_once() == 1
+    said = celora("why", job)[1]
+    assert "All GPUs that take jobs are busy (1). (number 1 in the queue)" in said
+    assert "Expected start: " in said
+    assert "in 30 min" in said or "in 29 min" in said
+    assert "after 1 job, no measurement yet: assumed 30 min each." in said
+    answer = json.loads(celora("why", job, "--json")[1])
+    assert datetime.fromisoformat(answer["expected_start_at"]) > datetime.now(UTC)
+    assert (answer["position"], answer["limit"]) == (1, None)
+    assert "#1 in " in celora("jobs")[1]
+    assert "expected start" in celora("job", job)[1]
+    in_record = json.loads(celora("job", job, "--json")[1])["why"]
+    assert in_record.keys() == answer.keys()
+    assert in_record["basis"] == answer["basis"]
 
 
 def test_gpus_and_cordon(celora: Celora) -> None:
