@@ -213,6 +213,21 @@ def make_run(
     return Run.model_validate(arguments | of_run)
 
 
+def moment_types(checkpoint: Path) -> set[Any]:
+    """In what types bitsandbytes' optimizer has saved the moments of all parameters."""
+    import torch
+
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    states = [state["__bnb_optimizer_quant_state__"] for state in saved.values()]
+    assert states
+    return {state[name].dtype for state in states for name in ("state1", "state2")}
+
+
+def trained(message: Any) -> Trained:
+    assert isinstance(message, Trained), message
+    return message
+
+
 def _row(source: random.Random, vocab: int, length: tuple[int, int]) -> tuple[list[int], list[int]]:
     ids = [source.randrange(3, vocab) for _ in range(source.randint(*length))]
     half = len(ids) // 2
