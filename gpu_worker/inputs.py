@@ -14,7 +14,7 @@ from gpu_worker.bases import resolve
 from gpu_worker.lease import Lease
 from gpu_worker.protocol import Run
 from models import store
-from models.errors import DataError
+from models.errors import DataError, NotFoundError, UnavailableError
 from models.queries.attempts import Claim
 from models.settings import settings
 from models.states import Stage
@@ -26,10 +26,12 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
     """Fetch what is not here yet, and say what takes time. Raises CeloraError."""
     base_path, base_revision = _base(claim, say)
     prepared = _prepared(claim, say)
-    resume, adapter = None, None
+    resume, adapter, start_adapter = None, None, None
     if claim.stage is Stage.TRAIN and claim.start_checkpoint is not None:
         say(f"fetching the checkpoint of step {claim.start_checkpoint.step}")
         resume = str(_fetch(claim.start_checkpoint.url))
+    elif claim.stage is Stage.TRAIN and claim.spec.start_from_adapter:
+        start_adapter = str(_start_adapter(claim, say))
     if claim.stage is Stage.EVALUATE and claim.adapter_url is not None:
         adapter = str(_fetch(claim.adapter_url))
     known = known_base(claim, lease, device_kind) if claim.stage is Stage.EVALUATE else None
@@ -53,6 +55,7 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
         prepared_path=prepared,
         output_path=str(output),
         resume_from=resume,
+        start_adapter_path=start_adapter,
         adapter_path=adapter,
         base_evaluation=known,
         facts={"data_digest": claim.data_digest},
@@ -94,6 +97,29 @@ def _prepared(claim: Claim, say: Say) -> str:
     folder = _fetch(claim.prepared_url)
     prepared_data.verify(folder, claim.data_digest)
     return str(folder)
+
+
+def _start_adapter(claim: Claim, say: Say) -> Path:
+    """The adapter to begin with, as a local folder. Raises NotFoundError."""
+    gone = NotFoundError(
+        f"the adapter of job {claim.spec.after}, to begin with, is not there any more",
+        where=claim.start_adapter_url,
+        remedy="run that job again, or submit this one without start_from_adapter",
+    )
+    if claim.start_adapter_url is None:
+        raise gone
+    say(f"fetching the adapter of job {claim.spec.after}")
+    # A copy lies in this job's folder, which goes with the job; the other job's may be just going.
+    own = store.work_folder(claim.job_id, claim.fence) / "start-adapter"
+    try:
+        folder = store.download(claim.start_adapter_url, own)
+    except UnavailableError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise gone from error
+        raise
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise gone
+    return folder
 
 
 def _fetch(url: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -84,6 +85,37 @@ def save_adapter(model: PeftModel, folder: Path, *, base_name: str, base_revisio
     (folder / CONFIG_FILE).write_text(
         json.dumps(config, indent=2, sort_keys=True, default=_as_json) + "\n"
     )
+
+
+def begin_with(model: Any, folder: Path) -> None:
+    """Let the adapter that `model` has begin with the weights of an earlier job's.
+
+    Raises SpecError where that is another kind of adapter, TrainingError where it cannot be read.
+    """
+    mine = model.peft_config["default"]
+    try:
+        others = json.loads((folder / CONFIG_FILE).read_text())
+        pairs = {
+            "rank": (mine.r, others["r"]),
+            "alpha": (mine.lora_alpha, others["lora_alpha"]),
+            "use_rslora": (mine.use_rslora, others.get("use_rslora", False)),
+            "target_modules": (sorted(mine.target_modules), sorted(others["target_modules"])),
+        }
+        for field, (own, other) in pairs.items():
+            if own != other:
+                raise SpecError(
+                    f"is {own}, but the adapter to begin with has {other}",
+                    where=field,
+                    remedy="use the same value as the job that made the adapter",
+                )
+        load_adapter_weights(model, folder)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise TrainingError(
+            f"the adapter to begin with cannot be read: {type(error).__name__}: {error}",
+            where=str(folder),
+            remedy="it needs adapter_config.json and adapter_model.safetensors; run the job that "
+            "made it again",
+        ) from error
 
 
 def load_adapter_weights(model: Any, folder: Path) -> None:

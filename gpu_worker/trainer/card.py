@@ -92,6 +92,7 @@ def _adapter_rows(spec: JobSpec) -> dict[str, Any]:
         "alpha": f"{spec.alpha:g}" + (" (rank-stabilised)" if spec.use_rslora else ""),
         "dropout": f"{spec.dropout:g}",
         "layers": asked if isinstance(asked, str) else ", ".join(asked),
+        **({"began with": f"the adapter of job `{spec.after}`"} if spec.start_from_adapter else {}),
     }
 
 

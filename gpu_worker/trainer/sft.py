@@ -18,7 +18,7 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 
 from gpu_worker.protocol import Started, Trained
-from gpu_worker.trainer.adapter import lora_config
+from gpu_worker.trainer.adapter import begin_with, lora_config
 from gpu_worker.trainer.callbacks import Progress
 from gpu_worker.trainer.checkpoint import (
     load_weights,
@@ -98,6 +98,8 @@ def train(
     model: Any = trainer.model
     keep(model)
     parameters = trainable_parameters(job, model)
+    if resumed is None and run.start_adapter_path is not None:
+        begin_with(model, Path(run.start_adapter_path))
     channel.send(
         Started(
             start_step=progress.start_step,
