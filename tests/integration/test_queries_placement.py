@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from queue import SimpleQueue
 
 import pytest
 from sqlalchemy import select, text, update
 
-from models.queries import gpus, jobs, outbox, placement
+from models.queries import attempts, gpus, jobs, outbox, placement
+from models.queries.placement import Placement
+from models.queries.shares import share_parameters
 from models.session import transaction
 from models.states import JobState, Outcome, Stage, StopReason
-from models.tables import Attempt, Tenant, Ticket
+from models.tables import Attempt, GpuNeed, Tenant, Ticket
 from tests import records
 from tests.records import add_gpu, claim, claimed, end, job, place, queued, state, submit
 
@@ -159,7 +162,9 @@ def test_a_job_goes_where_its_base_model_is_loaded() -> None:
 def test_a_loaded_base_model_does_not_let_a_job_jump_the_queue() -> None:
     add_gpu(0, loaded_base="b")
     first = queued(base_model="a")
-    queued(base_model="b")
+    with transaction() as session:
+        session.execute(text("UPDATE jobs SET turn_at = turn_at - interval '31 seconds'"))
+    queued(base_model="b")  # more than its head start later
     assert [one.job_id for one in place()] == [first]
 
 
@@ -262,61 +267,79 @@ def test_a_dispatcher_that_dies_in_its_transaction_placed_nothing() -> None:
     assert len(place()) == 1
 
 
+class _Race:
+    """Two dispatchers, and two claimers for each GPU, who both get each of its tickets."""
+
+    def __init__(self, gpu_ids: list[int], jobs_in_all: int) -> None:
+        self.gpu_ids, self.jobs_in_all = gpu_ids, jobs_in_all
+        self.done: list[str] = []
+        self.most_at_work: Counter[int] = Counter()
+        self._working: Counter[int] = Counter()
+        self._guard = threading.Lock()
+        self._freed, self._over = threading.Event(), threading.Event()
+        self._tickets: dict[int, SimpleQueue[Placement | None]] = {
+            gpu_id: SimpleQueue() for gpu_id in gpu_ids
+        }
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(2 + 2 * len(self.gpu_ids)) as pool:
+            threads = [pool.submit(self._work, gpu_id) for gpu_id in self.gpu_ids * 2]
+            threads += [pool.submit(self._dispatch) for _ in range(2)]
+            try:
+                wait(threads[-2:], timeout=100, return_when=FIRST_EXCEPTION)
+            finally:
+                self._over.set()
+                for gpu_id in self.gpu_ids:
+                    self._to_both(gpu_id, None)
+            for thread in threads:
+                thread.result()
+
+    def _to_both(self, gpu_id: int, ticket: Placement | None) -> None:
+        for _ in range(2):
+            self._tickets[gpu_id].put(ticket)
+
+    def _dispatch(self) -> None:
+        while not self._over.is_set():
+            for one in place():
+                assert one.gpu_id is not None
+                self._to_both(one.gpu_id, one)
+            self._freed.wait(0.05)  # the other may have taken the wake-up
+            self._freed.clear()
+
+    def _work(self, gpu_id: int) -> None:
+        while (ticket := self._tickets[gpu_id].get()) is not None:
+            taken = claim(ticket.job_id, Stage.TRAIN, fence=ticket.fence)
+            if taken is None:
+                continue
+            with self._guard:
+                self._working[gpu_id] += 1
+                most = max(self.most_at_work[gpu_id], self._working[gpu_id])
+                self.most_at_work[gpu_id] = most
+            with transaction() as session:
+                assert attempts.renew(session, taken.attempt_id, records.LEASE_SECONDS)
+            with self._guard:  # before the end is on record: the next job must not be here yet
+                self._working[gpu_id] -= 1
+            end(taken.job_id, taken.fence, Outcome.COMPLETED)
+            self._freed.set()
+            with self._guard:
+                self.done.append(taken.job_id)
+                if len(self.done) == self.jobs_in_all:
+                    self._over.set()
+
+
 def test_two_dispatchers_and_sixteen_claimers_race_for_200_jobs() -> None:
-    """Each job runs once, and no GPU has two jobs at a time. Two claimers go for each ticket."""
+    """Each job runs once, and no GPU has two jobs at a time."""
     gpu_ids = [add_gpu(index) for index in range(8)]
     made = [submit(f"tenant-{number % 4}", evaluate=False) for number in range(200)]
     with transaction() as session:
         session.execute(text("UPDATE jobs SET state = 'queued', stage = 'train'"))
-    done: list[str] = []
-    working: Counter[int] = Counter()
-    most_at_work: Counter[int] = Counter()
-    guard = threading.Lock()
-    over = threading.Event()
-
-    def dispatch() -> None:
-        while not over.wait(0.01):
-            place()
-
-    def work(gpu_id: int) -> None:
-        while not over.is_set():
-            job_id = job_on(gpu_id)
-            taken = None if job_id is None else claim(job_id, Stage.TRAIN)
-            if taken is None:
-                over.wait(0.01)
-                continue
-            with guard:
-                working[gpu_id] += 1
-                most_at_work[gpu_id] = max(most_at_work[gpu_id], working[gpu_id])
-            with guard:  # before the end is on record: the next job must not be here yet
-                working[gpu_id] -= 1
-            end(taken.job_id, taken.fence, Outcome.COMPLETED)
-            with guard:
-                done.append(taken.job_id)
-                if len(done) == len(made):
-                    over.set()
-
-    with ThreadPoolExecutor(18) as pool:
-        threads = [pool.submit(dispatch) for _ in range(2)]
-        threads += [pool.submit(work, gpu_id) for gpu_id in gpu_ids * 2]
-        try:
-            wait(threads, timeout=100, return_when=FIRST_EXCEPTION)
-        finally:
-            over.set()
-        for thread in threads:
-            thread.result()
-    assert sorted(done) == sorted(made)
-    assert set(most_at_work.values()) == {1}
+    race = _Race(gpu_ids, len(made))
+    race.run()
+    assert sorted(race.done) == sorted(made)
+    assert set(race.most_at_work.values()) == {1}
     with transaction() as session:
         assert session.scalar(_OVERLAPS) == 0
         assert sorted(session.scalars(select(Ticket.job_id))) == sorted(made)
-
-
-def job_on(gpu_id: int) -> str | None:
-    with transaction() as session:
-        return session.scalar(
-            select(Attempt.job_id).where(Attempt.gpu_id == gpu_id, Attempt.ended_at.is_(None))
-        )
 
 
 _OVERLAPS = text("""
@@ -347,19 +370,22 @@ def test_finding_the_best_job_costs_the_same_however_many_wait() -> None:
 
 
 def pages_read() -> int:
-    parameters = {"placement_charge": 60.0, "half_life": 86_400.0, "passed_over": []}
-    explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {placement._BEST_JOB.text}")
+    explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {placement._BEST_JOBS.text}")
     with transaction() as session:
-        (found,) = session.execute(explain, parameters).scalar_one()
+        needs = list(session.scalars(select(GpuNeed.id)))
+        parameters = {"urgent": False, "need_ids": needs, "passed_over": [], "look_ahead": 8}
+        (found,) = session.execute(explain, parameters | share_parameters()).scalar_one()
     plan = found["Plan"]
-    assert "ix_jobs_queue" in str(plan)
+    assert "ix_jobs_queued_turn" in str(plan)
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 _FLOOD = text("""
-    INSERT INTO jobs (id, tenant_id, user_name, spec, base_model, method, priority, state, stage)
-    SELECT 'ftjob-' || number, tenant.id, 'ada', '{}', 'm', 'lora', 0, 'queued', 'train'
+    INSERT INTO jobs (id, tenant_id, user_name, lane_id, spec, base_model, method, priority, state,
+                      stage)
+    SELECT 'ftjob-' || number, lane.tenant_id, 'ada', lane.id, '{}', 'm', 'lora', 0, 'queued',
+           'train'
     FROM generate_series(1, :jobs) AS number
-    JOIN (SELECT id, row_number() OVER (ORDER BY id) AS turn FROM tenants) AS tenant
-        ON tenant.turn = number % 10 + 1
+    JOIN (SELECT *, row_number() OVER (ORDER BY id) AS turn FROM lanes) AS lane
+        ON lane.turn = number % 10 + 1
 """)
