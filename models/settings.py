@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     gpu_stale_seconds: float = Field(
         30, gt=0, description="age of a heartbeat at which a GPU counts as gone"
     )
+    roll_up_seconds: float = Field(
+        60, gt=0, description="how often use, waits and costs are counted by day"
+    )
     sample_seconds: float = Field(
         5, gt=0, description="how often a device's utilisation and memory are recorded"
     )

@@ -30,6 +30,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "drain": ("machines", "drain", "Machines"),
     "label": ("machines", "label", "Machines"),
     "tenants": ("tenants", "tenants", "Machines"),
+    "prices": ("prices", "prices", "Machines"),
     "pull": ("machines", "pull", "Machines"),
     "storage": ("storage", "storage", "Machines"),
     "db": ("database", "db", "Machines"),

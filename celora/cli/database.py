@@ -50,3 +50,19 @@ def url() -> None:
 
     address = make_url(settings().resolved_database_url).set(drivername="postgresql")
     print(address.render_as_string(hide_password=False))
+
+
+@db.command("grant-reader")
+def grant_reader(
+    role: Annotated[str, typer.Argument(help="A role of the database; a new one is made.")],
+) -> None:
+    """Let a role read the views of schema admin, and nothing else.
+
+    A new role cannot log in until it is given a password: ALTER ROLE name LOGIN PASSWORD '…'.
+    """
+    from models.queries.readers import grant_reader as grant
+    from models.session import transaction
+
+    with transaction() as session:
+        made = grant(session, role)
+    print(f"{role} {'was made and ' if made else ''}reads schema admin")

@@ -1,4 +1,4 @@
-"""When a job will start: how long a tenant's jobs take, an index for paces, the view admin.queue."""
+"""When a job will start: how long a tenant's jobs take, an index for paces, view admin.queue."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ class Exclusive(IntEnum):
     MIGRATE = 0x43454C_03
     SWEEP = 0x43454C_04
     FORECAST = 0x43454C_05
+    ROLL_UP = 0x43454C_06
 
 
 def try_exclusive(session: Session, key: Exclusive) -> bool:

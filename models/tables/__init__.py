@@ -9,6 +9,7 @@ from models.tables.jobs import Job
 from models.tables.lanes import GpuNeed, Lane
 from models.tables.outbox import Ticket
 from models.tables.products import Artifact, Checkpoint, Evaluation, PreparedData, Sample
+from models.tables.rollups import GpuPrice, TenantDay, WaitDay
 from models.tables.tenants import Tenant, UsageDay, User
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Forecast",
     "Gpu",
     "GpuNeed",
+    "GpuPrice",
     "GpuSample",
     "Job",
     "Lane",
@@ -30,7 +32,9 @@ __all__ = [
     "PreparedData",
     "Sample",
     "Tenant",
+    "TenantDay",
     "Ticket",
     "UsageDay",
     "User",
+    "WaitDay",
 ]

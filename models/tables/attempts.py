@@ -34,6 +34,11 @@ class Attempt(Base):
             postgresql_where=text("outcome = 'completed' AND gpu_id IS NOT NULL"),
         ),
         Index(
+            "ix_attempts_ended_at",
+            "ended_at",
+            postgresql_where=text("ended_at IS NOT NULL AND gpu_id IS NOT NULL"),
+        ),
+        Index(
             "ix_attempts_preempted_for",
             "preempted_for",
             postgresql_where=text("preempted_for IS NOT NULL"),

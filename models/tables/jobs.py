@@ -55,6 +55,10 @@ class Job(Base):
             "prepared_url",
             postgresql_where=text("prepared_url IS NOT NULL"),
         ),
+        Index(
+            "ix_jobs_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")
+        ),
+        Index("ix_jobs_started_at", "started_at", postgresql_where=text("started_at IS NOT NULL")),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
@@ -110,6 +114,7 @@ class Job(Base):
     result: Mapped[Json | None]  # summary of the run: losses, evaluation, versions, seconds
     error: Mapped[Json | None]  # CeloraError.record()
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
+    cost: Mapped[float | None]  # of its GPU time, set soon after its end; none: no price is known
     # `gpu_seconds` at the last explicit retry: the time limit counts from there.
     gpu_seconds_before_retry: Mapped[float] = mapped_column(server_default="0")
 

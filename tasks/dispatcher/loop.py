@@ -11,7 +11,7 @@ from models.errors import CeloraError, UnavailableError
 from models.queries.history import WAKE_CHANNEL
 from models.queries.notify import Listener, listen
 from models.settings import settings
-from tasks.dispatcher import forecast, place, reconcile, relay, sweep
+from tasks.dispatcher import forecast, place, reconcile, relay, roll_up, sweep
 from tasks.dispatcher.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
     sweeper.start()  # never waited for: it may sit in a store, and may do all of it again
     forecaster = threading.Thread(target=forecast.run, args=(stop,), name="forecast", daemon=True)
     forecaster.start()
+    counter = threading.Thread(target=roll_up.run, args=(stop,), name="roll-up", daemon=True)
+    counter.start()
     outage = Outage("Postgres does not answer", "jobs that run go on; nothing is placed")
     log.info("dispatching")
     while not stop.is_set():
@@ -50,7 +52,8 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
         except UnavailableError as error:
             stop.wait(outage.failed(error))
     tickets.set()
-    forecaster.join(relay.CONFIRM_SECONDS)
+    for thread in (forecaster, counter):
+        thread.join(relay.CONFIRM_SECONDS)
     sender.join(relay.CONFIRM_SECONDS)
     if not sender.is_alive():
         publisher.close()

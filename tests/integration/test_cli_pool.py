@@ -124,3 +124,21 @@ def test_a_gpu_that_is_not_there(celora: Celora, gpu: str) -> None:
         code, _, err = celora(command, gpu)
         assert code == 2
         assert "celora gpus" in err
+
+
+def test_prices_are_set_listed_and_forgotten(celora: Celora) -> None:
+    assert "No prices" in celora("prices")[1]
+    code, out, _ = celora("prices", "set", "H100", "2.5", "--json")
+    assert (code, json.loads(out)) == (0, [{"model": "h100", "price_per_hour": 2.5}])
+    assert "2.5" in celora("prices")[1]
+    assert celora("prices", "set", "H100", "none")[0] == 0
+    for wrong in ("much", "-1"):
+        code, _, err = celora("prices", "set", "H100", "--", wrong)
+        assert code == 2
+        assert "What to do" in err
+
+
+def test_a_reader_of_the_views_has_a_plain_name(celora: Celora) -> None:
+    code, _, err = celora("db", "grant-reader", "Some One")
+    assert code == 2
+    assert "plain name" in err
