@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from models.queries.fence import Exclusive, try_exclusive
 from models.queries.pool import Pool, read_pool
-from models.queries.reasons import Blocker, blocker, expected, may_come
+from models.queries.reasons import Blocker, blocker, expected, making_room, may_come
 from models.queries.waiting import not_prepared, predecessor
 from models.tables import Forecast
 
@@ -77,7 +77,8 @@ def _in_order(pool: Pool) -> Iterator[Row]:
         key = (placed.lane.id, (placed.start or 0) <= pool.play.turnover)
         if key not in known:
             known[key] = blocker(pool, placed.lane.id, placed)
-        found, when = known[key], expected(pool, placed, known[key])
+        found = making_room(pool, placed.waiter.id) or known[key]
+        when = expected(pool, placed, found)
         yield Row(
             placed.waiter.id,
             placed.position,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,12 +16,7 @@ from models.paces import Estimate, Paces, Running, Work
 from models.queries.gpus import GpuView, list_gpus
 from models.queries.lanes import FITS
 from models.queries.paces import EVALUATE, SIZE, read_paces
-from models.queries.shares import (
-    PLACEMENT_CHARGE_SECONDS,
-    TENANT_DISK,
-    TENANT_MONTH,
-    USER_MONTH,
-)
+from models.queries.parties import Limits, Parties, read_parties
 from models.settings import settings
 from models.states import Stage
 
@@ -31,21 +25,6 @@ _PAGE = 50  # of a lane that has run out
 # A GPU whose worker has not said yet that it is idle, or whose trainer is just leaving.
 _SETTLING_SECONDS = 10.0
 _MAY_WORK = frozenset({"free", "busy", "placed", "unknown"})
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of a tenant or of one user, and what is used of them now; none: no limit."""
-
-    of: str  # tenant, user
-    who: str  # for people: "tenant a", "user ada of tenant a"
-    max_running_jobs: int | None
-    max_queued_jobs: int | None
-    gpu_hours_per_month: float | None
-    disk_bytes: int | None
-    running: int
-    gpu_seconds: float
-    disk_used_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +42,8 @@ class Pool:
     needs: dict[int, Need]
     limits: dict[tuple[str, int], Limits]
     lanes: dict[int, tuple[int, int, int]]  # tenant, user, need
+    makes_room: dict[str, str]  # urgent job → the job that is asked to stop for it
     play: Play
-
-
-@dataclass(frozen=True, slots=True)
-class _Parties:
-    sharers: dict[int, Sharer]
-    users: dict[int, Party]
-    limits: dict[tuple[str, int], Limits]
 
 
 def takes_jobs(gpu: GpuView) -> bool:
@@ -91,7 +64,12 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
         row = session.execute(_LANE, {"lane_id": lane_id}).one()
         lanes[lane_id] = (row.tenant_id, row.user_id, row.need_id)
     needs = _needs(session, {need for _, _, need in lanes.values()})
-    parties = _parties(session, lanes, live)
+    parties = read_parties(
+        session,
+        {tenant for tenant, _, _ in lanes.values()},
+        {user for _, user, _ in lanes.values()},
+        live,
+    )
     waiters: dict[int, list[Waiter]] = {}
     urgent: dict[int, bool] = {}
     for row in fronts:
@@ -116,7 +94,15 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
         turnover=record.turnover_seconds,
         order_only=not any(map(takes_jobs, gpus)),
     )
-    return Pool(now=now, gpus=gpus, needs=needs, limits=parties.limits, lanes=lanes, play=made)
+    return Pool(
+        now=now,
+        gpus=gpus,
+        needs=needs,
+        limits=parties.limits,
+        lanes=lanes,
+        makes_room={row.preempted_for: row.job_id for row in live if row.preempted_for},
+        play=made,
+    )
 
 
 def _pages(session: Session, lane: int, last: Waiter, paces: Paces) -> Callable[[], list[Waiter]]:
@@ -170,7 +156,7 @@ def _slots(
     needs: dict[int, Need],
     live: Sequence[Row[Any]],
     paces: Paces,
-    parties: _Parties,
+    parties: Parties,
 ) -> list[Slot]:
     """Each GPU that takes jobs; one that takes none only as long as its job counts."""
     running = {row.gpu_id: row for row in live}
@@ -203,59 +189,6 @@ def _needs(session: Session, ids: set[int]) -> dict[int, Need]:
     return {
         row.id: Need(GpuWish(row.memory_bytes, row.model, row.labels), frozenset(row.gpu_ids))
         for row in session.execute(_NEEDS, {"ids": list(ids)})
-    }
-
-
-def _parties(
-    session: Session, lanes: dict[int, tuple[int, int, int]], live: Sequence[Row[Any]]
-) -> _Parties:
-    """The tenants and users of these lanes, with what limits them."""
-    limits: dict[tuple[str, int], Limits] = {}
-    sharers: dict[int, Sharer] = {}
-    users: dict[int, Party] = {}
-    half_life = settings().usage_half_life_seconds
-    asked = {"ids": list({tenant for tenant, _, _ in lanes.values()}), "half_life": half_life}
-    for row in session.execute(_TENANTS, asked):
-        mine = [one for one in live if one.tenant_id == row.id]
-        limits["tenant", row.id] = found = _limits(row, "tenant", f"tenant {row.name}", mine)
-        charge = row.attempt_gpu_seconds
-        sharers[row.id] = Sharer(
-            **_party(found, row.month_seconds),
-            id=row.id,
-            weight=row.weight,
-            used=row.used,
-            charge=PLACEMENT_CHARGE_SECONDS if charge is None else charge,
-            charge_is_measured=charge is not None,
-        )
-    for row in session.execute(_USERS, {"ids": list({user for _, user, _ in lanes.values()})}):
-        mine = [one for one in live if one.user_id == row.id]
-        who = f"user {row.name} of tenant {row.tenant_name}"
-        limits["user", row.id] = found = _limits(row, "user", who, mine)
-        users[row.id] = Party(**_party(found, row.month_seconds))
-    return _Parties(sharers, users, limits)
-
-
-def _limits(row: Row[Any], of: str, who: str, live: Sequence[Row[Any]]) -> Limits:
-    return Limits(
-        of,
-        who,
-        row.max_running_jobs,
-        row.max_queued_jobs,
-        row.gpu_hours_per_month,
-        row.disk_bytes,
-        len(live),
-        row.month_seconds + sum(one.age or 0.0 for one in live),
-        row.disk_used_bytes,
-    )
-
-
-def _party(limits: Limits, month_seconds: float) -> dict[str, Any]:
-    disk, hours = limits.disk_bytes, limits.gpu_hours_per_month
-    return {
-        "max_running": math.inf if limits.max_running_jobs is None else limits.max_running_jobs,
-        "seconds_allowed": math.inf if hours is None else hours * 3600,
-        "seconds_spent": month_seconds,
-        "shut": disk is not None and disk <= limits.disk_used_bytes,
     }
 
 
@@ -298,8 +231,8 @@ _NEEDS = text(f"""
 """)  # noqa: S608 (joined from constants)
 
 _RUNNING = text(f"""
-    SELECT attempts.gpu_id, jobs.tenant_id, users.id AS user_id, jobs.base_model, jobs.method,
-           jobs.stage, jobs.step, jobs.total_steps, jobs.stop_requested,
+    SELECT attempts.gpu_id, attempts.job_id, preempted_for, jobs.tenant_id,
+           users.id AS user_id, jobs.base_model, jobs.method, jobs.stage, jobs.step, jobs.total_steps, jobs.stop_requested,
            {SIZE} AS size, {EVALUATE} AS evaluate, coalesce(attempts.start_step, 0) AS start_step,
            extract(epoch FROM clock_timestamp() - claimed_at)::float8 AS age,
            extract(epoch FROM clock_timestamp() - stage_at)::float8 AS stage_age,
@@ -310,28 +243,4 @@ _RUNNING = text(f"""
     JOIN jobs ON jobs.id = attempts.job_id
     LEFT JOIN users ON users.tenant_id = jobs.tenant_id AND users.name = jobs.user_name
     WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NOT NULL
-""")  # noqa: S608 (joined from constants)
-
-_TENANTS = text(f"""
-    SELECT id, name, weight, attempt_gpu_seconds, max_running_jobs, max_queued_jobs,
-           gpu_hours_per_month, disk_bytes,
-           usage_gpu_seconds * power(0.5, least(
-               100, extract(epoch FROM statement_timestamp() - usage_at) / :half_life)) AS used,
-           CASE WHEN gpu_hours_per_month IS NULL THEN 0
-                ELSE coalesce(({TENANT_MONTH}), 0) END AS month_seconds,
-           CASE WHEN disk_bytes IS NULL THEN 0
-                ELSE coalesce(({TENANT_DISK}), 0)::bigint END AS disk_used_bytes
-    FROM tenants WHERE id = ANY (CAST(:ids AS bigint[]))
-""")  # noqa: S608 (joined from constants)
-
-_USERS = text(f"""
-    SELECT users.id, users.name, tenants.name AS tenant_name,
-           coalesce(users.max_running_jobs, tenants.user_max_running_jobs) AS max_running_jobs,
-           coalesce(users.max_queued_jobs, tenants.user_max_queued_jobs) AS max_queued_jobs,
-           coalesce(users.gpu_hours_per_month, tenants.user_gpu_hours_per_month)
-               AS gpu_hours_per_month,
-           coalesce(users.disk_bytes, tenants.user_disk_bytes) AS disk_bytes,
-           coalesce(({USER_MONTH}), 0) AS month_seconds, users.disk_used_bytes
-    FROM users JOIN tenants ON tenants.id = users.tenant_id
-    WHERE users.id = ANY (CAST(:ids AS bigint[]))
 """)  # noqa: S608 (joined from constants)

@@ -27,6 +27,14 @@ class Expected:
     basis: str | None
 
 
+def making_room(pool: Pool, job_id: str) -> Blocker | None:
+    """For an urgent job that has taken a GPU, which its present job has still to leave."""
+    victim = pool.makes_room.get(job_id)
+    if victim is None:
+        return None
+    return Blocker("preempting", f"It is urgent: job {victim} makes room for it.")
+
+
 def blocker(pool: Pool, lane_id: int, placed: Placed | None) -> Blocker:
     """Of a job in a lane; `placed` is what the forecast says of it, none when it never starts."""
     need = pool.needs[pool.lanes[lane_id][2]]

@@ -12,7 +12,7 @@ from models.forecast import Placed
 from models.queries.depth import depth, is_behind
 from models.queries.jobs import get_job
 from models.queries.pool import Pool, read_pool
-from models.queries.reasons import Blocker, basis, blocker, expected, may_come
+from models.queries.reasons import Blocker, basis, blocker, expected, making_room, may_come
 from models.states import JobState
 from models.tables import Job
 
@@ -104,9 +104,6 @@ def _why_queued(session: Session, job: Job) -> Why:
     if job.lane_id is None:
         said = "An earlier version submitted it; the dispatcher takes it up. Is it running?"
         return Why(state, "next", said)
-    victim = session.execute(_VICTIM, {"job_id": job.id}).scalar()
-    if victim is not None:
-        return Why(state, "preempting", f"It is urgent: job {victim} makes room for it.", 1)
     return _why_in_the_queue(session, job, job.lane_id)
 
 
@@ -119,7 +116,7 @@ def _why_in_the_queue(session: Session, job: Job, lane_id: int) -> Why:
         if last.waiter.id == job.id:
             mine = last
             break
-    found = blocker(pool, lane_id, mine)
+    found = making_room(pool, job.id) or blocker(pool, lane_id, mine)
     if mine is None and last is not None and pool.play.cut and may_come(pool, found):
         return _far_back(session, pool, job, found, last)
     when = expected(pool, mine, found)
@@ -177,10 +174,6 @@ _LIVE = text("""
     SELECT attempts.claimed_at, gpus.queue
     FROM attempts LEFT JOIN gpus ON gpus.id = attempts.gpu_id
     WHERE attempts.job_id = :job_id AND attempts.ended_at IS NULL
-""")
-
-_VICTIM = text("""
-    SELECT job_id FROM attempts WHERE preempted_for = :job_id AND ended_at IS NULL LIMIT 1
 """)
 
 # The tenant or the user of a lane who has as many prepared jobs, or jobs in preparation, as may be.

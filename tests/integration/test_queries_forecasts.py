@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from models.queries import forecasts, jobs, pool, tenants, waiting
+from models.queries import forecasts, jobs, pool, preemption, tenants, waiting
 from models.queries.fence import Exclusive, try_exclusive
 from models.session import engine, transaction
 from models.states import Stage, StopReason
@@ -66,6 +66,15 @@ def test_the_forecast_says_what_why_says() -> None:
     assert (found[lacking].needs, found[first].needs) == ("80 GB", "any GPU")
     assert (found[first].tenant, found[first].user_name) == ("default", "ada")
     assert 0 <= found[first].waiting_seconds < 60
+
+
+def test_an_urgent_job_for_which_another_makes_room() -> None:
+    running(preemptible=True)
+    urgent = queued(urgent=True)
+    with transaction() as session:
+        assert len(preemption.preempt(session)) == 1
+    refresh()
+    assert admin_queue()[urgent].reason == "preempting"
 
 
 def test_the_view_knows_a_placed_job_before_the_next_forecast() -> None:

@@ -234,6 +234,8 @@ def test_another_job_makes_room_for_an_urgent_one() -> None:
     said = why(urgent)
     assert said.reason == "preempting"
     assert victim.job_id in said.sentence
+    assert said.position == 1
+    assert seconds_until(said.expected_start_at) < 15  # once the other has written a checkpoint
 
 
 # When it starts
