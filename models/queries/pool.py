@@ -232,7 +232,8 @@ _NEEDS = text(f"""
 
 _RUNNING = text(f"""
     SELECT attempts.gpu_id, attempts.job_id, preempted_for, jobs.tenant_id,
-           users.id AS user_id, jobs.base_model, jobs.method, jobs.stage, jobs.step, jobs.total_steps, jobs.stop_requested,
+           users.id AS user_id, jobs.base_model, jobs.method, jobs.stage, jobs.step,
+           jobs.total_steps, jobs.stop_requested,
            {SIZE} AS size, {EVALUATE} AS evaluate, coalesce(attempts.start_step, 0) AS start_step,
            extract(epoch FROM clock_timestamp() - claimed_at)::float8 AS age,
            extract(epoch FROM clock_timestamp() - stage_at)::float8 AS stage_age,

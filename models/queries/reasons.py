@@ -10,7 +10,8 @@ from models.forecast import Placed
 from models.gpu_wish import GpuWish
 from models.paces import ASSUMED_SECONDS, Basis
 from models.queries.gpus import GpuView
-from models.queries.pool import Limits, Pool, takes_jobs
+from models.queries.parties import Limits
+from models.queries.pool import Pool, takes_jobs
 
 
 @dataclass(frozen=True, slots=True)
