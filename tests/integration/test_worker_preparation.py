@@ -161,3 +161,55 @@ def test_a_lost_lease_writes_nothing(worker: WorkerSession, base: Path, tmp_path
     again = records.job(job_id)
     assert (again.state, again.prepared_url) == ("pending", None)
     until(lambda: not (store.work_folder(job_id, fence) / "prepare").exists())
+
+
+def test_without_held_out_rows_the_verdict_warns(
+    worker: WorkerSession, base: Path, tmp_path: Path
+) -> None:
+    data = rows(tmp_path / "rows.jsonl")
+    job_id, fence = placed(
+        base_model=str(base),
+        dataset=str(data),
+        max_sequence_length=64,
+        validation_fraction=0,
+    )
+    assert prepare_job(worker, job_id, fence)
+    verdict = records.job(job_id).verdict
+    assert verdict is not None
+    assert verdict["rows_eval"] == 0
+    assert any("no row is held out" in warning for warning in verdict["warnings"])
+
+
+def test_a_hub_that_is_away_is_asked_again_and_named_in_the_end(worker: WorkerSession) -> None:
+    """Nobody listens at HF_ENDPOINT."""
+    with variables(CELORA_FETCH_PATIENCE_SECONDS="0", CELORA_MAX_LOSSES="3"):
+        job_id, fence = placed(base_model="owner/tiny", dataset="x.jsonl")
+        states = []
+        for _ in range(3):
+            assert not prepare_job(worker, job_id, fence)
+            states.append(records.state(job_id))
+            records.place_preparation()
+            fence = records.job(job_id).fence
+    assert states == ["pending", "pending", "failed"]
+    error = records.job(job_id).error
+    assert error is not None
+    assert error["code"] == "unavailable"
+    assert "the hub did not answer" in error["message"]
+    assert error["where"] == "owner/tiny"
+    assert error["remedy"]
+
+
+def test_a_stop_does_not_wait_for_a_hub(worker: WorkerSession) -> None:
+    with variables(CELORA_FETCH_PATIENCE_SECONDS="600"):
+        job_id, fence = placed(base_model="owner/tiny", dataset="x.jsonl")
+
+        def cancel() -> None:
+            until(lambda: "did not answer" in (records.job(job_id).activity or ""), seconds=30)
+            with transaction() as session:
+                jobs.request_stop(session, job_id, StopReason.CANCEL)
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        assert not prepare_job(worker, job_id, fence)
+        thread.join()
+    assert records.state(job_id) == "cancelled"

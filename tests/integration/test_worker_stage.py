@@ -299,3 +299,23 @@ def test_without_held_out_rows_the_job_ends_with_its_training(
         told = [event.kind for event in history.events_of(database, job.job_id)]
     assert told.count("evaluation_skipped") == 1
     until(lambda: word() == "free")
+
+
+@pytest.mark.torch
+def test_weights_from_a_hub_that_is_away_are_asked_for_again(
+    worker: Callable[[], GpuSession],
+) -> None:
+    """Nobody listens at HF_ENDPOINT; the data was prepared when somebody did."""
+    with variables(CELORA_FETCH_PATIENCE_SECONDS="0", CELORA_MAX_LOSSES="2"):
+        session = worker()
+        records.queued(base_model="owner/tiny")
+        job = placed_again()
+        assert not run_stage(session, job.job_id, job.fence, Stage.TRAIN)
+        assert records.job(job.job_id).state == "queued"
+        again = placed_again()
+        assert not run_stage(session, again.job_id, again.fence, Stage.TRAIN)
+    failed = records.job(job.job_id)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "unavailable"
+    assert "the hub did not answer" in failed.error["message"]
