@@ -9,6 +9,7 @@ jobs that come later, failures, and urgent jobs taking a GPU by preemption.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,8 +34,8 @@ class Waiter:
 class Party:
     """A tenant or a user, with what limits it. Times are seconds from now."""
 
-    max_running: float = float("inf")
-    seconds_allowed: float = float("inf")  # of GPU time until the month ends
+    max_running: float = math.inf
+    seconds_allowed: float = math.inf  # of GPU time until the month ends
     seconds_spent: float = 0.0  # by attempts that have ended
     shut: bool = False  # by a limit that running jobs do not change
     starts: list[float] = field(default_factory=list)  # of those that run
@@ -42,7 +43,7 @@ class Party:
     def may_start(self, now: float) -> bool:
         if self.shut or len(self.starts) >= self.max_running:
             return False
-        if self.seconds_allowed == float("inf"):
+        if self.seconds_allowed == math.inf:
             return True
         spent = self.seconds_spent + sum(max(0.0, now - start) for start in self.starts)
         return spent < self.seconds_allowed
@@ -66,8 +67,9 @@ class Sharer(Party):
     charge_is_measured: bool = True
 
     def share(self, now: float, decay: float) -> float:
-        charge = self.charge
-        live = sum(max(now - start, charge) for start in self.starts)
+        live = 0.0
+        for start in self.starts:
+            live += max(now - start, self.charge)
         return (self.used * decay + live) / self.weight
 
     def settle(self, seconds: float, decay: float) -> None:
@@ -227,10 +229,14 @@ class Play:
         ]
         if not front:
             return None
-        front = heapq.nsmallest(_LOOK_AHEAD, front, key=lambda one: one[:2])
+        if len(lanes) > 1:
+            front = heapq.nsmallest(_LOOK_AHEAD, front, key=lambda one: one[:2])
         latest = front[0][0] + self.head_start
+        loaded = {slot.base_model for slot in self._free}
         for turn, _, lane, waiter in front:
-            if turn <= latest and self._is_loaded(lane.need, waiter.base_model):
+            if turn > latest:
+                break
+            if waiter.base_model in loaded and self._is_loaded(lane.need, waiter.base_model):
                 return lane, waiter
         return front[0][2:]
 

@@ -90,15 +90,23 @@ class Paces:
     """What finished lately, the newest first, sorted by what it was."""
 
     def __init__(self, finished: Iterable[Finished]) -> None:
-        self._train: dict[Group, list[Finished]] = defaultdict(list)
-        self._evaluations: dict[Group, list[float]] = defaultdict(list)
+        train: dict[Group, list[tuple[float, float]]] = defaultdict(list)
+        evaluations: dict[Group, list[float]] = defaultdict(list)
         for one in finished:
             for _, group in one.work.groups():
-                if one.train_seconds is not None and len(self._train[group]) < _NEWEST:
-                    self._train[group].append(one)
-                evaluations = self._evaluations[group]
-                if one.evaluation_seconds is not None and len(evaluations) < _NEWEST:
-                    evaluations.append(one.evaluation_seconds)
+                if one.train_seconds is not None and len(train[group]) < _NEWEST:
+                    train[group].append((one.train_seconds, one.steps))
+                if one.evaluation_seconds is not None and len(evaluations[group]) < _NEWEST:
+                    evaluations[group].append(one.evaluation_seconds)
+        # How many, their mean time, their mean number of steps.
+        self._train = {
+            group: (len(found), fmean(one[0] for one in found), fmean(one[1] for one in found))
+            for group, found in train.items()
+            if found
+        }
+        self._evaluations = {
+            group: (len(found), fmean(found)) for group, found in evaluations.items() if found
+        }
 
     def of_waiting(self, work: Work, stage: Stage, steps: int | None) -> Estimate:
         """How long an attempt will take that still has `steps` to do (none: unknown)."""
@@ -133,17 +141,17 @@ class Paces:
     def _training(self, work: Work, steps: int | None) -> Estimate:
         for basis, group in work.groups():
             if found := self._train.get(group):
-                seconds = fmean(one.train_seconds or 0.0 for one in found)
-                known = fmean(one.steps for one in found)
+                count, seconds, known = found
                 if basis is Basis.LIKE and steps is not None and known > 0:
                     seconds *= steps / known
-                return Estimate(seconds, basis, group, len(found))
+                return Estimate(seconds, basis, group, count)
         return Estimate(ASSUMED_SECONDS, Basis.ASSUMED)
 
     def _evaluation(self, work: Work) -> Estimate:
         for basis, group in work.groups():
             if found := self._evaluations.get(group):
-                return Estimate(fmean(found), basis, group, len(found))
+                count, seconds = found
+                return Estimate(seconds, basis, group, count)
         return Estimate(0.0, Basis.ASSUMED)
 
 
