@@ -37,7 +37,7 @@ def downgrade() -> None:
     for column in ("finished_at", "started_at"):
         op.drop_index(f"ix_jobs_{column}", "jobs")
     op.drop_column("jobs", "cost")
-    for table in ("gpu_prices", "wait_days", "tenant_days"):
+    for table in ("gpu_prices", "best_evaluations", "wait_days", "tenant_days"):
         op.drop_table(table)
 
 
@@ -72,6 +72,17 @@ def _rollups() -> None:
             ["tenant_id"], ["tenants.id"], name="fk_wait_days_tenant_id", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("tenant_id", "priority", "day", "bucket", name="pk_wait_days"),
+    )
+    op.create_table(
+        "best_evaluations",
+        sa.Column("base_model", sa.Text(), nullable=False),
+        sa.Column("data_digest", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(collation="C"), nullable=False),
+        sa.Column("loss", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name="fk_best_evaluations_job_id", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("base_model", "data_digest", name="pk_best_evaluations"),
     )
     op.create_table(
         "gpu_prices",
@@ -294,13 +305,13 @@ VIEWS: dict[str, tuple[str, str, dict[str, str]]] = {
                base.exact_match AS base_exact_match, tuned.exact_match AS tuned_exact_match,
                base.bleu AS base_bleu, tuned.bleu AS tuned_bleu,
                base.rouge_l AS base_rouge_l, tuned.rouge_l AS tuned_rouge_l,
-               row_number() OVER (
-                   PARTITION BY jobs.base_model, jobs.data_digest ORDER BY tuned.loss, jobs.id
-               ) = 1 AS best, tuned.created_at AS evaluated_at
+               coalesce(lowest.job_id = jobs.id, false) AS best, tuned.created_at AS evaluated_at
         FROM evaluations AS tuned
         JOIN jobs ON jobs.id = tuned.job_id
         JOIN tenants ON tenants.id = jobs.tenant_id
         LEFT JOIN evaluations AS base ON base.job_id = tuned.job_id AND base.subject = 'base'
+        LEFT JOIN best_evaluations AS lowest ON lowest.base_model = jobs.base_model
+                                            AND lowest.data_digest = jobs.data_digest
         WHERE tuned.subject = 'tuned'
         """,
         {
@@ -323,7 +334,7 @@ VIEWS: dict[str, tuple[str, str, dict[str, str]]] = {
             "tuned_bleu": "BLEU, 0 to 100, tuned model.",
             "base_rouge_l": "ROUGE-L, 0 to 1, base model.",
             "tuned_rouge_l": "ROUGE-L, 0 to 1, tuned model.",
-            "best": "The lowest tuned loss on this base model and data.",
+            "best": "The lowest tuned loss on this base model and data; counted every minute.",
             "evaluated_at": "When the tuned model was evaluated.",
         },
     ),

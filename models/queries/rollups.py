@@ -16,7 +16,7 @@ def count_days(session: Session) -> bool:
     """Count today and yesterday anew (UTC); False when another does it."""
     if not try_exclusive(session, Exclusive.ROLL_UP):
         return False
-    for statement in (_TENANT_DAYS, _WAIT_DAYS):
+    for statement in (_TENANT_DAYS, _WAIT_DAYS, _BEST_EVALUATIONS):
         session.execute(statement)
     return True
 
@@ -123,4 +123,15 @@ _WAIT_DAYS = text(f"""
     WHERE started_at >= {_DAYS} AND started_at >= queued_at
     GROUP BY 1, 2, 3, 4
     ON CONFLICT (tenant_id, priority, day, bucket) DO UPDATE SET jobs = excluded.jobs
+""")  # noqa: S608 (joined from constants)
+
+_BEST_EVALUATIONS = text(f"""
+    INSERT INTO best_evaluations (base_model, data_digest, job_id, loss)
+    SELECT DISTINCT ON (base_model, data_digest) base_model, data_digest, job_id, loss
+    FROM evaluations JOIN jobs ON jobs.id = evaluations.job_id
+    WHERE subject = 'tuned' AND evaluations.created_at >= {_DAYS} AND data_digest IS NOT NULL
+    ORDER BY base_model, data_digest, loss, job_id
+    ON CONFLICT (base_model, data_digest) DO UPDATE SET job_id = excluded.job_id,
+                                                        loss = excluded.loss
+    WHERE excluded.loss < best_evaluations.loss
 """)  # noqa: S608 (joined from constants)

@@ -9,13 +9,14 @@ from models.tables.jobs import Job
 from models.tables.lanes import GpuNeed, Lane
 from models.tables.outbox import Ticket
 from models.tables.products import Artifact, Checkpoint, Evaluation, PreparedData, Sample
-from models.tables.rollups import GpuPrice, TenantDay, WaitDay
+from models.tables.rollups import BestEvaluation, GpuPrice, TenantDay, WaitDay
 from models.tables.tenants import Tenant, UsageDay, User
 
 __all__ = [
     "Artifact",
     "Attempt",
     "Base",
+    "BestEvaluation",
     "Checkpoint",
     "Counter",
     "Evaluation",

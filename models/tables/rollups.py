@@ -7,7 +7,7 @@ from datetime import date
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, Instant
+from models.tables.base import Base, Instant, JobId
 
 
 class TenantDay(Base):
@@ -40,6 +40,17 @@ class WaitDay(Base):
     # Bucket b holds waits from 1.1^b - 1 to 1.1^(b + 1) - 1 seconds: 5 % off at most.
     bucket: Mapped[int] = mapped_column(primary_key=True)
     jobs: Mapped[int]
+
+
+class BestEvaluation(Base):
+    """The job whose tuned model has the lowest loss on one base model and one set of data."""
+
+    __tablename__ = "best_evaluations"
+
+    base_model: Mapped[str] = mapped_column(primary_key=True)
+    data_digest: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    loss: Mapped[float]
 
 
 class GpuPrice(Base):

@@ -235,6 +235,7 @@ def test_evaluations_side_by_side_and_the_best_of_a_data_set() -> None:
                     seconds=1.0,
                 )
         end(job_id, taken.fence, Outcome.FAILED)
+    count()
     rows = view("evaluations")
     assert sorted((row["base_loss"], row["tuned_loss"], row["best"]) for row in rows) == [
         (3.0, 1.0, True),
