@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -73,9 +73,8 @@ class BrokerLine:
     def freeze(self) -> str:
         return self._broken(self._line.go_silent)
 
-    def _broken(self, way: object) -> str:
+    def _broken(self, way: Callable[[], None]) -> str:
         before = self._line.refused + self._line.held
-        assert callable(way)
         way()
         patience = time.monotonic() + 10
         while self._line.refused + self._line.held == before:
@@ -90,19 +89,15 @@ class BrokerLine:
 
 @contextmanager
 def broker(folder: Path) -> Iterator[OwnBroker | BrokerLine]:
-    try:
-        context = own_rabbitmq.own_server(folder)
-        server = context.__enter__()
-    except SetupError:
-        with (
-            rabbitmq_server.find_or_start(folder, own=False) as other,
-            other.vhost(run_name("chaos")) as url,
-        ):
+    """Raises SetupError where there is no RabbitMQ at all."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(own_rabbitmq.own_server(folder))
+        except SetupError:
+            other = stack.enter_context(rabbitmq_server.find_or_start(folder, own=False))
+            url = stack.enter_context(other.vhost(run_name("chaos")))
             parts = urlsplit(url)
-            with proxy_to(parts.hostname or "127.0.0.1", parts.port or 5672) as line:
-                yield BrokerLine(url, line)
-        return
-    try:
-        yield OwnBroker(server)
-    finally:
-        context.__exit__(None, None, None)
+            target = (parts.hostname or "127.0.0.1", parts.port or 5672)
+            yield BrokerLine(url, stack.enter_context(proxy_to(*target)))
+        else:
+            yield OwnBroker(server)

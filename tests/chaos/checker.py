@@ -89,7 +89,8 @@ class _Checker:
             setattr(found, state, sum(job["state"] == state for job in self._jobs))
         found.lost += [*self._promises(), *self._unfinished(), *self._gaps()]
         found.duplicated += [*self._twice(), *self._run_again(), *self._counted_twice()]
-        found.overlapping += [*self._attempts_overlap(), *self._cut_short(), *_overlaps(lives)]
+        found.overlapping += [*self._attempts_overlap(), *self._cut_short()]
+        found.overlapping += [*_overlaps(lives), *self._unseen(lives)]
         found.stale += [*self._late_writes(), *self._fences(), *self._files()]
         return found
 
@@ -241,6 +242,13 @@ class _Checker:
             ran_out = attempt["reason"] == "its lease was not renewed"
             if ran_out and attempt["ended_at"] < attempt["lease_until"]:
                 yield f"the lease of attempt {attempt['id']} was cut short"
+
+    def _unseen(self, lives: list[Row]) -> Iterator[str]:
+        """Trainers that the tables know and the witness does not: it could not tell of them."""
+        seen = {life["pid"] for life in lives}
+        for attempt in self._attempts:
+            if attempt["trainer_pid"] is not None and attempt["trainer_pid"] not in seen:
+                yield f"nobody has watched trainer {attempt['trainer_pid']}"
 
     # Stale
 

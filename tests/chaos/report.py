@@ -36,6 +36,7 @@ def table(outcome: Outcome) -> str:
         f"broker    {outcome.broker}",
         f"owners    {_counts(outcome.acts)}",
         f"attempts  {_counts(outcome.attempts)}",
+        f"trainers  {outcome.trainers} processes watched",
         f"restarts  {outcome.restarts} of processes, as a service manager would",
         (
             f"time      {outcome.fault_seconds:.0f} s of faults, then {outcome.calm_seconds:.0f} s"

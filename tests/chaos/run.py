@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Outcome:
     restarts: int  # of processes, as a service manager would
     acts: dict[str, int]  # of the jobs' owners
     attempts: dict[str, int]  # by outcome
+    trainers: int  # that the witness saw
     fault_seconds: float
     calm_seconds: float
     logs: str
@@ -130,11 +132,8 @@ class _Run:
             self.over.set()
             self.work.close()
             self.pool.close()
-        findings = checker.check(
-            self.url,
-            ledger.read(self.folder / "ledger.json"),
-            checker.read_lives(self.lives),
-        )
+        lives = checker.read_lives(self.lives)
+        findings = checker.check(self.url, ledger.read(self.folder / "ledger.json"), lives)
         return Outcome(
             findings,
             self.faults.done,
@@ -142,6 +141,7 @@ class _Run:
             self.pool.restarts,
             self.work.acts,
             attempts,
+            len(lives),
             fault_seconds,
             calm_seconds,
             self.pool.logs(),
@@ -149,30 +149,26 @@ class _Run:
 
     def _limit_tenants(self) -> None:
         with psycopg.connect(self.url) as connection:
-            for number, name in enumerate(TENANTS):
+            for name, limits in TENANTS.items():
                 connection.execute(
                     "INSERT INTO tenants (name, weight, max_running_jobs, user_max_running_jobs)"
                     " VALUES (%s, %s, %s, %s)",
-                    (
-                        name,
-                        number + 1,
-                        [None, 3, None, None][number],
-                        [None, None, 1, None][number],
-                    ),
+                    (name, *limits),
                 )
 
     def _storm(self) -> float:
         """Jobs and faults, until enough faults have happened or the time is up."""
         self.began = self.faults.began = time.monotonic()
-        threads = [threading.Thread(target=self._work, name="owners", daemon=True)]
-        for number in range(_INJECTORS):
-            rng = random.Random(f"{self.plan.seed} {number}")
-            threads.append(threading.Thread(target=self._inject, args=(rng,), daemon=True))
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            self.pool.tend()
-            time.sleep(0.1)
+        with ThreadPoolExecutor(1 + _INJECTORS) as threads:
+            at_work = [threads.submit(self._work)]
+            for number in range(_INJECTORS):
+                rng = random.Random(f"{self.plan.seed} {number}")
+                at_work.append(threads.submit(self._inject, rng))
+            while not all(one.done() for one in at_work):
+                self.pool.tend()
+                time.sleep(0.1)
+        for one in at_work:
+            one.result()
         return time.monotonic() - self.began
 
     def _progress(self) -> float:

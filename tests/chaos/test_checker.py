@@ -161,6 +161,7 @@ def test_what_is_duplicated_is_found(
             "UPDATE attempts SET reason = 'its lease was not renewed' WHERE outcome = 'lost'",
             "cut short",
         ),
+        ("UPDATE attempts SET trainer_pid = 4711", "nobody has watched trainer 4711"),
     ],
 )
 def test_leases_that_overlap_are_found(

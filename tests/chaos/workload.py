@@ -29,7 +29,13 @@ from tests.chaos.ledger import Entry, Ledger
 
 T = TypeVar("T")
 
-TENANTS = ("anchor", "birch", "cedar", "delta")
+# Weight, jobs that may run at once, and of each of its users.
+TENANTS: dict[str, tuple[float, int | None, int | None]] = {
+    "anchor": (1, None, None),
+    "birch": (2, 3, None),
+    "cedar": (1, None, 1),
+    "delta": (1, None, None),
+}
 
 # What a job plays; "faults" are up to its second fence, so that it gets through in the end.
 _SCRIPTS = (
@@ -114,7 +120,7 @@ class Workload:
 
     def _draw(self, kind: str, number: int) -> tuple[dict[str, Any], Entry]:
         rng = self._rng
-        entry = Entry(str(uuid4()), rng.choice(TENANTS), "completed")
+        entry = Entry(str(uuid4()), rng.choice(list(TENANTS)), "completed")
         entry.over_broker = number % 7 == 3
         if kind == "real":
             fields = dict(self._fields)
