@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -110,13 +110,3 @@ FITS = """
     AND (gpu_needs.model IS NULL OR position(gpu_needs.model IN lower(gpus.model)) > 0)
     AND gpus.labels @> gpu_needs.labels
 """
-
-_FITTING = text(f"""
-    SELECT gpu_needs.id AS need_id, gpus.id AS gpu_id FROM gpu_needs JOIN gpus ON {FITS}
-    WHERE gpus.id = ANY (CAST(:gpu_ids AS bigint[]))
-""")  # noqa: S608 (joined from constants)
-
-
-def fitting(session: Session, gpu_ids: list[int]) -> set[tuple[int, int]]:
-    """(need id, GPU id) for each need that each of these GPUs meets."""
-    return {(row.need_id, row.gpu_id) for row in session.execute(_FITTING, {"gpu_ids": gpu_ids})}

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from models.queries.fence import Exclusive, try_exclusive
-from models.queries.lanes import fitting
+from models.queries.fence import Exclusive
+from models.queries.lanes import FITS
 from models.queries.shares import SHARES, USER_LIMIT, share_parameters
 from models.settings import settings
 from models.states import Stage
@@ -21,49 +22,83 @@ from models.states import Stage
 # How many jobs of the tenant whose turn it is are looked at, for one whose base is loaded already.
 _LOOK_AHEAD = 8
 
-# Tenants in the order of their shares, and for each the front of every lane that may go: neither
-# over a limit, nor asking for a GPU that is not free. Each probe reads ix_jobs_queued_turn from its
-# front, so it costs the same with a thousand and a million jobs queued; it passes over the few jobs
-# that are placed and not yet claimed. Sorted by tenant first, the lanes of the next tenant are not
-# even looked at when the first one has enough.
+# The lanes of a tenant that may go: their user is below all limits, and a GPU that is free has what
+# they ask for; each with its front.
+_OPEN_LANES = f"""
+    lanes
+    JOIN tenants ON tenants.id = lanes.tenant_id
+    JOIN users ON users.id = lanes.user_id AND users.tenant_id = walk.tenant_id
+    LEFT JOIN live AS held ON held.tenant_id = users.tenant_id AND held.user_name = users.name
+    CROSS JOIN LATERAL ({{front}}) AS front
+    WHERE lanes.tenant_id = walk.tenant_id AND lanes.urgent = walk.urgent
+      AND lanes.need_id = ANY (CAST(:need_ids AS bigint[])) AND {USER_LIMIT} IS NULL
+"""
+
+# The first jobs of a lane. It reads ix_jobs_queued_turn from its front, so it costs the same with a
+# thousand and a million jobs queued; it passes over the few that are placed and not yet claimed.
+_FRONT = """
+    SELECT {columns} FROM jobs
+    WHERE lane_id = {lane} AND state = 'queued' AND waits_for IS NULL
+      AND id <> ALL (CAST((SELECT job_ids FROM not_these) AS text[]))
+    ORDER BY turn_at, id
+    LIMIT {limit}
+"""
+_FIRST = _FRONT.format(columns="id, turn_at", lane="lanes.id", limit=1)
+_FIRST_FEW = _FRONT.format(columns="id, turn_at, base_model", lane="near.id", limit=":look_ahead")
+
+# Urgent lanes first; in both rounds one tenant after the other in the order of their shares, those
+# over a limit left out, until one has a job that may go; then its best ones. A recursion, because
+# it stops there whatever the planner knows of the tables: to probe all tenants costs tens of
+# milliseconds (tried). A tenant's best jobs are in the lanes with the best fronts: the other lanes
+# are looked at no further.
 _BEST_JOBS = text(f"""
-    WITH {SHARES}
-    SELECT shares.tenant_id, best.id, best.base_model, best.turn_at, best.need_id
-    FROM (
-        SELECT tenant_id, gpu_seconds / weight AS share FROM shares
-        WHERE over_limit IS NULL
-        ORDER BY share, tenant_id
-    ) AS shares
-    CROSS JOIN LATERAL (
-        SELECT front.*, lanes.need_id
-        FROM lanes
-        JOIN tenants ON tenants.id = lanes.tenant_id
-        JOIN users ON users.id = lanes.user_id
-        LEFT JOIN live AS held
-            ON held.tenant_id = users.tenant_id AND held.user_name = users.name
+    WITH RECURSIVE {SHARES}, not_these AS MATERIALIZED (
+        SELECT CAST(:passed_over AS text[]) || ARRAY(
+            SELECT job_id FROM attempts
+            WHERE ended_at IS NULL AND claimed_at IS NULL AND gpu_id IS NOT NULL) AS job_ids
+    ), turns AS MATERIALIZED (
+        SELECT array_agg(tenant_id ORDER BY urgent DESC, share, tenant_id) AS tenant_ids,
+               array_agg(urgent ORDER BY urgent DESC, share, tenant_id) AS urgents
+        FROM (SELECT tenant_id, gpu_seconds / weight AS share FROM shares WHERE over_limit IS NULL
+             ) AS shares
         CROSS JOIN LATERAL (
-            SELECT id, base_model, turn_at FROM jobs
-            WHERE lane_id = lanes.id AND state = 'queued' AND waits_for IS NULL
-              AND NOT EXISTS (
-                  SELECT FROM attempts
-                  WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
-              AND id <> ALL (CAST(:passed_over AS text[]))
-            ORDER BY turn_at, id
+            SELECT false AS urgent
+            UNION ALL
+            (SELECT true FROM lanes WHERE lanes.tenant_id = shares.tenant_id AND urgent LIMIT 1)
+        ) AS round
+    ), walk AS (
+        SELECT 0 AS turn, CAST(NULL AS bigint) AS tenant_id, false AS urgent, false AS found
+        UNION ALL
+        SELECT walk.turn, walk.tenant_id, walk.urgent,
+               (SELECT true FROM {_OPEN_LANES.format(front=_FIRST)} LIMIT 1) IS NOT NULL
+        FROM (
+            SELECT turn + 1 AS turn, tenant_ids[turn + 1] AS tenant_id, urgents[turn + 1] AS urgent
+            FROM walk CROSS JOIN turns
+            WHERE NOT found AND turn < cardinality(tenant_ids)
+        ) AS walk
+    )
+    SELECT best.id, best.base_model, best.turn_at, best.need_id
+    FROM walk
+    CROSS JOIN LATERAL (
+        SELECT jobs.*, near.need_id
+        FROM (
+            SELECT lanes.id, lanes.need_id
+            FROM {_OPEN_LANES.format(front=_FIRST)}
+            ORDER BY front.turn_at, front.id
             LIMIT :look_ahead
-        ) AS front
-        WHERE lanes.tenant_id = shares.tenant_id AND lanes.urgent = :urgent
-          AND lanes.need_id = ANY (CAST(:need_ids AS bigint[]))
-          AND {USER_LIMIT} IS NULL
-        ORDER BY front.turn_at, front.id
+        ) AS near
+        CROSS JOIN LATERAL ({_FIRST_FEW}) AS jobs
+        ORDER BY jobs.turn_at, jobs.id
         LIMIT :look_ahead
     ) AS best
-    ORDER BY shares.share, shares.tenant_id, best.turn_at, best.id
-    LIMIT :look_ahead
+    WHERE walk.found
+    ORDER BY best.turn_at, best.id
 """)  # noqa: S608 (joined from constants)
 
-_FREE_GPUS = text("""
+_FREE_GPUS = text(f"""
     SELECT id, queue, loaded_base, memory_bytes,
-           (SELECT count(*) FROM jsonb_object_keys(labels)) AS labels
+           (SELECT count(*) FROM jsonb_object_keys(labels)) AS labels,
+           ARRAY(SELECT gpu_needs.id FROM gpu_needs WHERE {FITS}) AS need_ids
     FROM gpus
     WHERE reported = 'idle' AND NOT cordoned AND stopped_at IS NULL
       AND heartbeat_at > clock_timestamp() - make_interval(secs => :stale_seconds)
@@ -71,7 +106,7 @@ _FREE_GPUS = text("""
           SELECT FROM attempts WHERE attempts.gpu_id = gpus.id AND attempts.ended_at IS NULL)
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED
-""")
+""")  # noqa: S608 (joined from constants)
 
 # Tenants take turns, each with its own best first, so that a flood of one holds up no other. Jobs
 # beyond `max_queued_jobs` of their tenant or user stay here until others have begun.
@@ -144,7 +179,8 @@ _PLACE = text("""
     ), locked AS (
         SELECT jobs.id, choice.gpu_id, choice.queue
         FROM jobs JOIN choice ON choice.job_id COLLATE "C" = jobs.id
-        WHERE jobs.state = :state
+        WHERE jobs.state = :state AND NOT EXISTS (
+            SELECT FROM attempts WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
         FOR NO KEY UPDATE OF jobs SKIP LOCKED
     ), placed AS (
         UPDATE jobs SET fence = fence + 1
@@ -185,15 +221,25 @@ class _FreeGpu:
     loaded_base: str | None
     memory_bytes: int
     labels: int  # how many it carries
+    need_ids: list[int]  # what it meets of what jobs ask for
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    tenant_id: int
     id: str
     base_model: str
     turn_at: datetime
     need_id: int
+
+
+# The lock by which one dispatcher places at a time; and, for its transaction, plans that suit any
+# number of jobs. The planner would choose by statistics, which lag behind a queue that grows and
+# shrinks by the minute, and would think for longer than such a plan runs.
+_TAKE_TURN = text("""
+    SELECT pg_try_advisory_xact_lock(:key),
+           set_config('plan_cache_mode', 'force_generic_plan', true),
+           set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
+""")
 
 
 def place_preprocess(session: Session, limit: int, *, queue: str = "celora.cpu") -> int:
@@ -201,7 +247,7 @@ def place_preprocess(session: Session, limit: int, *, queue: str = "celora.cpu")
 
     0 as well when another dispatcher is placing.
     """
-    if not try_exclusive(session, Exclusive.PLACE):
+    if not take_turn(session):
         return 0
     job_ids = list(session.scalars(_NEXT_TO_PREPARE, {"in_flight": limit}))
     if not job_ids:
@@ -215,14 +261,16 @@ def place_jobs(session: Session, *, stale_seconds: float) -> list[Placement]:
     Free: a heartbeat younger than `stale_seconds` on the database's clock, reported idle, not
     cordoned, no live attempt. Empty as well when another dispatcher is placing.
     """
-    if not try_exclusive(session, Exclusive.PLACE):
+    if not take_turn(session):
         return []
     free = [_FreeGpu(*row) for row in session.execute(_FREE_GPUS, {"stale_seconds": stale_seconds})]
-    fits = fitting(session, [gpu.id for gpu in free]) if free else set()
     placements: list[Placement] = []
     passed_over: list[str] = []
     while free:
-        suits = {need: [gpu for gpu in free if (need, gpu.id) in fits] for need, _ in fits}
+        suits: dict[int, list[_FreeGpu]] = {}
+        for gpu in free:
+            for need_id in gpu.need_ids:
+                suits.setdefault(need_id, []).append(gpu)
         best = _best_job(session, suits, passed_over)
         if best is None:
             break
@@ -236,31 +284,33 @@ def place_jobs(session: Session, *, stale_seconds: float) -> list[Placement]:
     return placements
 
 
+def take_turn(session: Session) -> bool:
+    return bool(session.scalar(_TAKE_TURN, {"key": int(Exclusive.PLACE)}))
+
+
+def best_jobs_parameters(need_ids: list[int], passed_over: list[str]) -> dict[str, Any]:
+    return {
+        **share_parameters(),
+        "need_ids": need_ids,
+        "passed_over": passed_over,
+        "look_ahead": _LOOK_AHEAD,
+    }
+
+
 def _best_job(
     session: Session, suits: dict[int, list[_FreeGpu]], passed_over: list[str]
 ) -> _Candidate | None:
     """The next job: an urgent one first, else by share and turn, with a short head start for one
     of the same tenant that finds its base model loaded."""
-    for urgent in (True, False):
-        rows = session.execute(
-            _BEST_JOBS,
-            {
-                **share_parameters(),
-                "urgent": urgent,
-                "need_ids": [need for need, gpus in suits.items() if gpus],
-                "passed_over": passed_over,
-                "look_ahead": _LOOK_AHEAD,
-            },
-        ).all()
-        if rows:
-            first, *others = [_Candidate(*row) for row in rows]
-            head_start = timedelta(seconds=settings().warm_head_start_seconds)
-            for one in (first, *others):
-                near = one.turn_at - first.turn_at <= head_start
-                if one.tenant_id == first.tenant_id and near and _is_loaded(one, suits):
-                    return one
-            return first
-    return None
+    rows = session.execute(_BEST_JOBS, best_jobs_parameters(list(suits), passed_over)).all()
+    if not rows:
+        return None
+    first, *others = [_Candidate(*row) for row in rows]
+    head_start = timedelta(seconds=settings().warm_head_start_seconds)
+    for one in (first, *others):
+        if one.turn_at - first.turn_at <= head_start and _is_loaded(one, suits):
+            return one
+    return first
 
 
 def _is_loaded(job: _Candidate, suits: dict[int, list[_FreeGpu]]) -> bool:
