@@ -97,7 +97,9 @@ class GpuSession(WorkerSession):
     def claim(self, job_id: str, fence: int, stage: Stage) -> Claim | None:
         if not self._registered.wait(_READY_SECONDS):
             return None  # the device is not ours yet; the ticket is sent again
-        if self._written is not None and self._written.report.reported == "held":
+        # Looked at now: the row may be of before another process came, while a job of ours ran.
+        if self.lease is None and self._foreign_use() is not None:
+            self.beat()
             return None  # the dispatcher takes the placement back as soon as it reads that
         try:
             return super().claim(job_id, fence, stage)
@@ -313,8 +315,11 @@ class GpuSession(WorkerSession):
             return Report("idle")
         if self.lease is not None:
             return Report("busy")
-        foreign = foreign_use(self.device, self._own_pids())
+        foreign = self._foreign_use()
         return Report("idle") if foreign is None else Report("held", foreign)
+
+    def _foreign_use(self) -> str | None:
+        return foreign_use(self.device, self._own_pids())
 
     def _own_pids(self) -> list[int]:
         """Processes of our trainer, where they matter: to look for them costs milliseconds."""
