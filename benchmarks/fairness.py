@@ -63,6 +63,7 @@ class Outcome:
     waits: dict[str, float]  # the longest between two placements while the tenant had work
     bounds: dict[str, float]
     errors: list[float] = field(default_factory=list)  # relative to the time that was left
+    first_errors: list[float] = field(default_factory=list)  # of each job's first forecast alone
     assumed: int = 0  # forecasts made before anything had been measured
 
     @property
@@ -113,13 +114,17 @@ def judge(attempts: list[Attempt], samples: Iterable[Sample]) -> Outcome:
         waits = [b - a for a, b in pairwise(placed) if b <= until]
         outcome.waits[who] = max(waits)
         outcome.bounds[who] = bound(attempts, who)
-    for sample in samples:
+    seen: set[str] = set()
+    for sample in sorted(samples, key=lambda sample: sample.made):
         ahead = sample.start - sample.made
         if "no measurement" in sample.basis:
             outcome.assumed += 1
         elif ahead >= AHEAD_SECONDS:
             took = began[sample.job_id] - sample.made
             outcome.errors.append(abs(ahead - took) / max(took, 0.001))
+            if sample.job_id not in seen:
+                seen.add(sample.job_id)
+                outcome.first_errors.append(outcome.errors[-1])
     return outcome
 
 
@@ -153,12 +158,16 @@ def show(outcome: Outcome) -> None:
             f" (aim 1 ± {AIM_SHARE:g}); longest wait {outcome.waits[who]:.2f} s"
             f" (bound {outcome.bounds[who]:.2f} s)"
         )
-    errors = outcome.errors
-    median = f"{statistics.median(errors):.1%}" if errors else "none"
     print(
-        f"   {len(errors)} forecasts at least {AHEAD_SECONDS:g} s ahead: median error {median}"
-        f" (aim {AIM_ERROR:.0%}); {outcome.assumed} more were made before anything was measured"
+        f"   {len(outcome.errors)} forecasts at least {AHEAD_SECONDS:g} s ahead: median error"
+        f" {_median(outcome.errors)} (aim {AIM_ERROR:.0%}); of each job's first one, seconds after"
+        f" the slots opened, {_median(outcome.first_errors)}; {outcome.assumed} more were made"
+        " before anything was measured"
     )
+
+
+def _median(errors: list[float]) -> str:
+    return f"{statistics.median(errors):.1%}" if errors else "none"
 
 
 def _cordon(*, on: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from models.queries import forecasts, jobs, pool, preemption, tenants, waiting
 from models.queries.fence import Exclusive, try_exclusive
 from models.session import engine, transaction
 from models.states import Stage, StopReason
-from models.tables import Forecast
+from models.tables import Forecast, Ticket
+from tasks import dispatcher
 from tasks.dispatcher import forecast
 from tests import records
 from tests.records import add_gpu, claimed, place, queued, running, submit
@@ -133,6 +136,28 @@ def test_a_forecast_does_not_wait_for_placement_nor_placement_for_it() -> None:
     with transaction() as forecasting:
         assert try_exclusive(forecasting, Exclusive.FORECAST)
         assert len(place()) == 1
+
+
+def test_the_dispatcher_keeps_the_forecasts() -> None:
+    job_id = queued()
+    stop = threading.Event()
+    sent: list[Ticket] = []  # there is no GPU, and so no ticket
+    with ThreadPoolExecutor(1) as pool:
+        dispatching = pool.submit(dispatcher.run, stop, publish=sent.append)
+        try:
+            deadline = time.monotonic() + 30
+            while job_id not in _forecast_jobs():
+                assert time.monotonic() < deadline
+                assert not dispatching.done()
+                time.sleep(0.05)
+        finally:
+            stop.set()
+        dispatching.result(20)
+
+
+def _forecast_jobs() -> set[str]:
+    with transaction() as session:
+        return {row.job_id for row in session.query(Forecast)}
 
 
 @pytest.mark.parametrize("seed", range(6))
