@@ -105,7 +105,7 @@ def free_slots() -> int:
 def unfinished() -> int:
     """Jobs that are not over. Raises SystemExit when one failed."""
     with transaction() as session:
-        counts: dict[str, int] = dict(session.execute(_STATES).tuples().all())
+        counts: dict[str, int] = {row[0]: row[1] for row in session.execute(_STATES)}
     if bad := {state: jobs for state, jobs in counts.items() if state in {"failed", "cancelled"}}:
         raise SystemExit(f"jobs did not complete: {bad}")
     return sum(jobs for state, jobs in counts.items() if state != "completed")
