@@ -16,7 +16,18 @@ from models.queries import history
 from models.session import transaction
 from models.tables import Gpu
 from tests.faults.conftest import Observe
-from tests.scripted_jobs import FAST, at_step, gpus, in_state, job, outcomes, submit, tries, words
+from tests.scripted_jobs import (
+    FAST,
+    at_step,
+    gpus,
+    in_state,
+    job,
+    outcomes,
+    submit,
+    trainer_of,
+    tries,
+    words,
+)
 from tests.stack import Stack
 
 pytestmark = pytest.mark.broker
@@ -94,10 +105,10 @@ def test_a_placement_on_its_way_to_a_card_that_was_taken_meanwhile_is_withdrawn(
 ) -> None:
     """Taken while a job runs: that one goes on, the next does not come."""
     first = submit("steps=100&step_seconds=0.02", evaluate=False)
-    at_step(pool, first, 5)
+    trainer = trainer_of(at_step(pool, first, 5))
     second = submit("steps=3&step_seconds=0")
     in_state(pool, second, "queued")
-    card.held_by({foreign.pid: 40 << 30})
+    card.held_by({trainer.pid: 2 << 30, foreign.pid: 40 << 30})
     in_state(pool, first, "completed")
     pool.wait_until("the worker says so", lambda: words() == ["held"], seconds=10)
     pool.wait_until("nobody has the second job", lambda: None not in outcomes(second), seconds=10)

@@ -14,10 +14,8 @@ import pytest
 from sqlalchemy import func, select
 
 from gpu_worker import tether
-from models.queries import attempts, reconcile
 from models.session import transaction
 from models.tables import Attempt, Gpu
-from tests import records
 from tests.conftest import unavailable
 from tests.faults.conftest import Observe
 from tests.scripted_jobs import (
@@ -70,7 +68,7 @@ def pool(stack: Stack) -> Stack:
 
 
 @pytest.mark.fault(21)
-@pytest.mark.parametrize("wrong_by", ["3600", "-3600"])
+@pytest.mark.parametrize("wrong_by", ["3600", pytest.param("-3600", marks=pytest.mark.slow)])
 def test_a_wrong_clock_ends_no_lease_early_or_late(
     pool: Stack, clock: Path, wrong_by: str, observe: Observe
 ) -> None:
@@ -106,21 +104,6 @@ def test_a_wrong_clock_ends_no_lease_early_or_late(
         process.resume()
     in_state(pool, job_id, "completed", seconds=60)
     pool.stop(worker)
-
-
-@pytest.mark.fault(21)
-def test_leases_are_compared_on_the_databases_clock(
-    pool: Stack,  # noqa: ARG001 (its database)
-    observe: Observe,
-) -> None:
-    """The lease is a distance from the database's own now; no worker's time enters it."""
-    taken = records.running()
-    with transaction() as session:
-        attempts.renew(session, taken.attempt_id, 0.05)
-        session.execute(select(func.pg_sleep(0.1)))
-        assert reconcile.expire_leases(session) == [taken.job_id]
-    records.clear()
-    observe("expired by Postgres's clock", 1)
 
 
 @pytest.mark.fault(25)
@@ -187,7 +170,10 @@ def boot_id_on_record() -> str:
 
 def process_with(pid: int) -> subprocess.Popen[bytes]:
     """A process of no concern to us, with the pid of one that is gone."""
-    for _ in range(50):  # another process of the machine may be quicker
+    for _ in range(200):  # another process of the machine may be quicker, or its parent not yet
+        if psutil.pid_exists(pid):
+            time.sleep(0.05)
+            continue
         LAST_PID.write_text(str(pid - 1))
         started = subprocess.Popen(["sleep", "600"])
         if started.pid == pid:

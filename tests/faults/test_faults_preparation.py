@@ -18,6 +18,7 @@ from models.queries import gpus as gpu_rows
 from models.queries import jobs
 from models.session import transaction
 from models.spec import JobSpec
+from models.states import StopReason
 from models.tables import Attempt
 from tests.faults.conftest import Observe
 from tests.scripted_jobs import FAST, gpus, in_state, is_gone, job, start_gpu_worker, tries
@@ -126,6 +127,8 @@ def test_a_cpu_worker_killed_in_preparation_is_followed_by_another(
     assert done.verdict["rows_train"] + done.verdict["rows_eval"] == 30_000
     prepared_data.verify(store.local_path(done.prepared_url), done.data_digest)
     observe("rows prepared", 30_000)
+    with transaction() as session:  # it has no part in the tests that follow
+        jobs.request_stop(session, job_id, StopReason.CANCEL)
 
 
 @pytest.mark.fault(28)
