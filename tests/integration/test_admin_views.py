@@ -10,6 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.pool import NullPool
 
+from docs.cookbook import PAGE, questions
 from models.errors import InputError, NotFoundError
 from models.queries import history, products, rollups, samples
 from models.queries.readers import grant_reader
@@ -283,3 +284,13 @@ def test_a_reader_sees_the_views_and_nothing_else(reader: str) -> None:
 def test_a_readers_name_is_a_plain_one() -> None:
     with pytest.raises(InputError), transaction() as session:
         grant_reader(session, 'x"; DROP TABLE jobs; --')
+
+
+def test_every_question_of_the_cookbook_can_be_asked() -> None:
+    page = PAGE.read_text()
+    asked = questions(page)
+    assert len(asked) >= 15
+    assert page.count("```text") == len(asked)  # each with its answer
+    for question in asked:
+        with transaction() as session:
+            session.execute(text(question.rstrip().rstrip(";")))
