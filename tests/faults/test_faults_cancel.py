@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import psutil
 import pytest
@@ -57,6 +58,10 @@ def pool(stack: Stack, broker: str, broker_line: TcpProxy) -> Stack:
     through = make_url(broker).set(host="127.0.0.1", port=broker_line.port)
     start_gpu_worker(stack, 1, CELORA_BROKER_URL=through.render_as_string(hide_password=False))
     return stack
+
+
+def has_ended(job_id: str) -> bool:
+    return job(job_id).finished_at is not None
 
 
 def cancel(job_id: str) -> None:
@@ -222,7 +227,7 @@ def test_of_cancel_and_completion_the_first_commit_wins(pool: Stack, observe: Ob
         at_step(pool, job_id, 1)
         time.sleep(0.07 * number)
         cancel(job_id)
-        pool.wait_until("it has ended", lambda of=job_id: job(of).finished_at, seconds=15)
+        pool.wait_until("it has ended", partial(has_ended, job_id), seconds=15)
         ended = job(job_id)
         assert outcomes(job_id) == [ended.state]
         with transaction() as session:

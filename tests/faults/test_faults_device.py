@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_card_that_another_process_holds_is_said_to_be_and_gets_no_job(
     # Several passes of the dispatcher and heartbeats later it still waits.
     for _ in range(3):
         before = heartbeat_at()
-        pool.wait_until("a heartbeat", lambda before=before: heartbeat_at() > before)
+        pool.wait_until("a heartbeat", partial(heard_since, before))
     assert (job(job_id).state, tries(job_id)) == ("queued", [])
     foreign.kill()
     foreign.wait()
@@ -122,6 +123,10 @@ def test_a_placement_on_its_way_to_a_card_that_was_taken_meanwhile_is_withdrawn(
     assert "failed" not in kinds
     assert "lost" not in kinds
     observe("how its earlier placements ended", outcomes(second)[:-1])
+
+
+def heard_since(before: datetime) -> bool:
+    return heartbeat_at() > before
 
 
 def heartbeat_at() -> datetime:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import kombu
 import pytest
@@ -48,6 +49,10 @@ def dispatcher(stack: Stack, **extra: str) -> Running:
     running = stack.start("dispatcher", **extra)
     stack.wait_until("it dispatches", lambda: "dispatching" in running.said())
     return running
+
+
+def was_placed(job_id: str) -> bool:
+    return job(job_id).fence == 1
 
 
 def live(job_id: str) -> int:
@@ -165,7 +170,7 @@ def test_a_lost_notification_is_picked_up_by_the_poll(dispatchers: Stack, observ
             with transaction() as session:
                 session.execute(text(QUIET), {"id": quiet, "known": known})
             began = time.monotonic()
-            dispatchers.wait_until("it was placed", lambda of=quiet: job(of).fence == 1, seconds=7)
+            dispatchers.wait_until("it was placed", partial(was_placed, quiet), seconds=7)
             took.append(time.monotonic() - began)
         assert not wakes.wait(0)  # nobody was told
     assert 1 < max(took) < 6

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from models import store
 from models.queries import products
 from models.session import transaction
 from tests import records
@@ -95,6 +96,23 @@ def test_losses_without_a_checkpoint_fail_the_job_at_the_third(
     assert failed.error["code"] == "worker_lost"
     assert failed.error["remedy"]
     observe("attempts", 3)
+
+
+@pytest.mark.fault(20)
+def test_a_torn_checkpoint_is_ignored_and_the_one_before_it_used(
+    pool: Stack, observe: Observe
+) -> None:
+    """Killed in the middle of writing that of step 20, in the first attempt on a GPU."""
+    job_id = submit("steps=60&step_seconds=0&checkpoint_every=10&save_exit_at=20&fault_fences=2")
+    in_state(pool, job_id, "completed")
+    first, second = tries(job_id)
+    assert (first.outcome, second.outcome) == ("lost", "completed")
+    folders = store.work_folder(job_id, first.fence) / "checkpoints"
+    assert (folders / "step-20.tmp").is_dir()  # so it was torn
+    assert not (folders / "step-20").exists()
+    assert second.start_step == 10
+    steps_once(job_id, 60)
+    observe("resumed from step", second.start_step)
 
 
 @pytest.mark.fault(6)
