@@ -31,6 +31,9 @@ def read_paces(session: Session) -> Record:
         for row in rows
         if row.turnover is not None and 0 <= row.turnover <= _LONGEST_TURNOVER_SECONDS
     ][:_NEWEST_TURNOVERS]
+    # The first job of a trainer waits for the process as well: no measure for those that follow,
+    # unless every job gets a process of its own.
+    usual = [row for row in rows if not row.fresh or row.method == "full"] or rows
     finished = (
         Finished(
             Work(row.tenant_id, row.base_model, row.method, row.size, row.evaluate),
@@ -38,7 +41,7 @@ def read_paces(session: Session) -> Record:
             row.train_seconds,
             row.evaluation_seconds,
         )
-        for row in rows
+        for row in usual
     )
     return Record(Paces(finished), _usual(gaps) if gaps else _ASSUMED_TURNOVER_SECONDS)
 
@@ -59,15 +62,18 @@ EVALUATE = "coalesce(jobs.spec ->> 'evaluate', 'true') <> 'false'"
 # An attempt waited for its predecessor on the GPU only if its job was queued by then.
 _FINISHED = text(f"""
     WITH newest AS MATERIALIZED (
-        SELECT attempts.*, lag(ended_at) OVER (PARTITION BY gpu_id ORDER BY ended_at) AS before
+        SELECT attempts.*, lag(ended_at) OVER of_gpu AS before,
+               trainer_pid IS DISTINCT FROM lag(trainer_pid) OVER of_gpu AS fresh
         FROM (
             SELECT * FROM attempts
             WHERE outcome = 'completed' AND gpu_id IS NOT NULL
             ORDER BY ended_at DESC
             LIMIT :newest
         ) AS attempts
+        WINDOW of_gpu AS (PARTITION BY gpu_id ORDER BY ended_at)
     )
     SELECT jobs.tenant_id, jobs.base_model, jobs.method, {SIZE} AS size, {EVALUATE} AS evaluate,
+           newest.fresh,
            greatest(0, jobs.step - coalesce(newest.start_step, 0)) AS steps,
            CASE WHEN 'train' = ANY (claimed_stages) THEN extract(
                epoch FROM (CASE WHEN 'evaluate' = ANY (claimed_stages)

@@ -282,6 +282,22 @@ def test_waiting_jobs_are_measured_by_finished_ones_on_the_same_base() -> None:
     assert seconds_until(why(last).expected_start_at) == pytest.approx(80, abs=4)
 
 
+def test_the_first_job_of_a_trainer_is_no_measure_for_the_others() -> None:
+    """It waited 400 s for its process; the second, on the same one, took 40 s."""
+    for pid, seconds in ((7, 400), (7, 40)):
+        done = running(evaluate=False)
+        execute(
+            "UPDATE attempts SET trainer_pid = :pid,"
+            " claimed_at = clock_timestamp() - make_interval(secs => :seconds)"
+            " WHERE ended_at IS NULL",
+            pid=pid,
+            seconds=seconds,
+        )
+        end(done.job_id, done.fence, Outcome.COMPLETED)
+    running(evaluate=False)
+    assert seconds_until(why(queued()).expected_start_at) == pytest.approx(40, abs=3)
+
+
 def test_a_free_gpu_is_a_start_at_once() -> None:
     add_gpu()
     said = why(queued())
