@@ -82,6 +82,7 @@ def test_the_trainer_says_what_found_no_room(
         assert isinstance(next_one, Trained), next_one
 
 
+@pytest.mark.fault(20)
 @pytest.mark.broker
 @pytest.mark.timeout(600)
 def test_a_job_that_hit_a_full_disk_fails_and_its_worker_takes_the_next(

@@ -219,7 +219,9 @@ def test_a_cancelled_trainer_stays_warm_for_the_next_job(pool: Stack) -> None:
 
 
 @pytest.mark.fault(15)
-def test_of_cancel_and_completion_the_first_commit_wins(pool: Stack, observe: Observe) -> None:
+def test_a_job_cancelled_near_its_completion_comes_to_one_end(
+    pool: Stack, observe: Observe
+) -> None:
     """Cancelled ever closer to the moment of completion: one end, and one word of it."""
     ends = []
     for number in range(10):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import kombu
 import psutil
 import pytest
 from celery import Celery
@@ -44,6 +45,9 @@ def client(broker: str) -> Iterator[Celery]:
     client.close()
 
 
+REPUBLISHED_WITHIN = 60.0  # seconds, as promised; here the waits are compressed
+
+
 def dropped() -> int:
     with transaction() as session:
         row = session.get(Counter, DROPPED_TICKETS)
@@ -71,6 +75,34 @@ def test_old_and_repeated_tickets_are_dropped_and_counted(
     assert tries(job_id)[0].claimed_stages == ["train", "evaluate"]
     steps_once(job_id, 200)
     observe("tickets dropped", dropped() - before)
+
+
+@pytest.mark.fault(3)
+def test_a_purged_queue_is_filled_again(pool: Stack, broker: str, observe: Observe) -> None:
+    running = submit("steps=250&step_seconds=0.03")
+    at_step(pool, running, 5)
+    pool.stop(next(one for one in pool.running if one.name == "cpu-worker"))
+    waiting = [submit("steps=3&step_seconds=0") for _ in range(3)]
+    purged = 0
+
+    def purge() -> bool:
+        nonlocal purged
+        with kombu.Connection(broker) as connection, connection.channel() as channel:
+            purged += int(kombu.Queue("celora.cpu", channel=channel).purge() or 0)
+        return purged >= len(waiting)
+
+    pool.wait_until("the queue was purged", purge, seconds=20)
+    observe("tickets purged", purged)
+    assert outcomes(running) == [None]
+    began = time.monotonic()
+    pool.start("cpu-worker", "--concurrency", "1")
+    for job_id in waiting:
+        in_state(pool, job_id, "queued", seconds=REPUBLISHED_WITHIN)
+    observe("seconds until all were prepared", time.monotonic() - began)
+    for job_id in (running, *waiting):
+        in_state(pool, job_id, "completed", seconds=60)
+        assert outcomes(job_id) == ["completed"]
+    steps_once(running, 250)
 
 
 @pytest.mark.fault(22)

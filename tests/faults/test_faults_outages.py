@@ -76,7 +76,7 @@ def pool(
 @pytest.mark.parametrize(
     ("fault", "seconds"),
     [
-        ("cut", 2),
+        pytest.param("cut", 2, marks=pytest.mark.slow),
         ("go_silent", 2),
         pytest.param("cut", 120, marks=pytest.mark.slow),
         pytest.param("go_silent", 120, marks=pytest.mark.slow),
@@ -124,7 +124,7 @@ def test_a_short_outage_of_the_database_kills_nothing(
 
 
 @pytest.mark.fault(10, 11)
-@pytest.mark.parametrize("fault", ["cut", "go_silent"])
+@pytest.mark.parametrize("fault", [pytest.param("cut", marks=pytest.mark.slow), "go_silent"])
 def test_a_long_outage_of_the_database_stops_the_trainer_before_the_lease_ends(
     pool: Stack, database_line: TcpProxy, fault: str, observe: Observe
 ) -> None:

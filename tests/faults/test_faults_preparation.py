@@ -157,6 +157,7 @@ def test_data_that_was_changed_after_its_preparation_is_never_trained_on(
 @pytest.mark.fault(28)
 @pytest.mark.usefixtures("cordoned")
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_data_set_that_changes_while_its_job_waits_changes_nothing_for_it(
     pool: Stack, base: Path, tmp_path: Path, observe: Observe
 ) -> None:

@@ -84,6 +84,7 @@ def begin(pool: Stack, job_id: str) -> None:
     pool.wait_until("it trains", lambda: job(job_id).step >= 1, seconds=120)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(5)
 def test_killed_then_paused_it_goes_on_from_its_checkpoints(
     pool: Stack, fields: dict[str, Any]
@@ -117,6 +118,7 @@ def test_killed_then_paused_it_goes_on_from_its_checkpoints(
     assert done.result["evaluation"]["tuned"]["loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault(26)
 def test_a_loss_that_is_not_finite_fails_the_job_or_ends_it_at_its_last_good_checkpoint(
     pool: Stack, fields: dict[str, Any], tmp_path: Path, observe: Observe
@@ -143,6 +145,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_or_ends_it_at_its_last_good_che
     observe("ended at the checkpoint of step", done.result["steps"])
 
 
+@pytest.mark.slow
 @pytest.mark.fault(27)
 def test_a_step_that_finds_no_memory_is_tried_again_with_half_the_rows(
     pool: Stack, fields: dict[str, Any], tmp_path: Path, observe: Observe

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -127,29 +125,6 @@ def test_a_ticket_that_can_never_be_sent_does_not_hold_up_the_others() -> None:
     assert [job_id for job_id, _ in broker.sent] == made[1:]
 
 
-def test_a_relay_killed_between_publish_and_mark_publishes_again(tmp_path: Path) -> None:
-    """Fault 2. The second ticket's claim then finds the stage taken."""
-    job_id = submit()
-    records.place_preparation()
-    program = (
-        "import os, sys\n"
-        "from tasks.dispatcher.relay import relay_once\n"
-        "def publish(ticket):\n"
-        "    open(sys.argv[1], 'a').write(ticket.job_id)\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "relay_once(publish)\n"
-    )
-    published = tmp_path / "published"
-    died = subprocess.run([sys.executable, "-c", program, str(published)], check=False)
-    assert died.returncode == -signal.SIGKILL
-    assert published.read_text() == job_id
-    broker = Broker()
-    assert relay.relay_once(broker.publish) == 1
-    assert broker.sent == [(job_id, 1)]
-    claimed(job_id, Stage.PREPROCESS)
-    assert records.claim(job_id, Stage.PREPROCESS) is None
-
-
 def test_a_repairing_pass_does_all_repairs() -> None:
     taken = running()
     records.let_lease_run_out(taken.job_id)
@@ -183,25 +158,6 @@ def queued_by_hand() -> str:
     taken = claimed(job_id, Stage.PREPROCESS)
     records.end(job_id, taken.fence, Outcome.COMPLETED)
     return job_id
-
-
-def test_a_lost_notification_is_picked_up_by_the_poll() -> None:
-    """Fault 23."""
-    broker = Broker()
-    with dispatching(broker, CELORA_POLL_SECONDS="0.3"):
-        first = submit()
-        until("the dispatcher listens", lambda: broker.sent)
-        with transaction() as session:
-            session.execute(
-                text(
-                    "INSERT INTO jobs"
-                    " (id, tenant_id, user_name, spec, base_model, method, priority)"
-                    " SELECT 'ftjob-quiet', tenant_id, user_name, spec, base_model, method, 0"
-                    " FROM jobs WHERE id = :first"
-                ),
-                {"first": first},
-            )
-        until("the job that nobody announced", lambda: ("ftjob-quiet", 1) in broker.sent)
 
 
 def test_a_broker_that_is_down_holds_up_no_placing(caplog: pytest.LogCaptureFixture) -> None:

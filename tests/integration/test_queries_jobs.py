@@ -290,6 +290,7 @@ def test_preempt_of_a_job_that_only_waits_changes_nothing() -> None:
     assert (after.state, after.fence) == (before.state, before.fence)
 
 
+@pytest.mark.fault(15)
 def test_of_cancel_and_completion_the_first_commit_wins() -> None:
     """Both at once, again and again: one terminal state, and one of the two is told so."""
     for _ in range(20):

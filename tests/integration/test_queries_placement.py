@@ -238,35 +238,6 @@ def test_a_job_that_someone_has_locked_is_passed_over() -> None:
 # Several at once
 
 
-def test_two_dispatchers_one_of_them_paused_inside_its_transaction() -> None:
-    for index in range(4):
-        add_gpu(index)
-    for _ in range(8):
-        queued()
-    with transaction() as paused:
-        mine = placement.place_jobs(paused, stale_seconds=30)
-        assert len(mine) == 4
-        assert place() == []  # at once: it does not wait for the other
-        assert records.place_preparation() == 0
-    assert place() == []
-    assert live_attempts_per_gpu() == {1: 4}
-
-
-def test_a_dispatcher_that_dies_in_its_transaction_placed_nothing() -> None:
-    add_gpu()
-    job_id = queued()
-
-    def place_and_die() -> None:
-        with transaction() as session:
-            placement.place_jobs(session, stale_seconds=30)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        place_and_die()
-    assert job(job_id).fence == 1  # of its preparation
-    assert len(place()) == 1
-
-
 class _Race:
     """Two dispatchers, and two claimers for each GPU, who both get each of its tickets."""
 

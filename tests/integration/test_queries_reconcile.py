@@ -296,6 +296,7 @@ def test_many_leases_that_run_out_are_ended_once_by_two_dispatchers() -> None:
     assert {job(job_id).losses for job_id in made} == {1}
 
 
+@pytest.mark.fault(21)
 def test_leases_are_compared_on_the_databases_clock() -> None:
     """The lease is a distance from the database's own now; no worker's time enters it."""
     taken = running()

@@ -146,6 +146,7 @@ def test_a_job_resumes_where_another_machines_trainer_died(
     assert records.job(job.job_id).trained_tokens == 800
 
 
+@pytest.mark.fault(20)
 def test_a_killed_save_leaves_nothing_that_counts(worker: Callable[[], GpuSession]) -> None:
     session = worker()
     job = placed("steps=8&checkpoint_every=2&save_exit_at=4&fault_fences=2")
