@@ -17,6 +17,7 @@ BENCHMARKS = {
     "fairness": "1,000 jobs of three tenants: GPU time by weight, longest wait, expected starts",
     "jobs_per_second": "jobs from submit to completed, and what one costs",
     "latency": "from submit until the trainer has the job, and until its first step",
+    "placement": "finding and placing the best job, of up to a million",
     "preparation": "preparation of 200,000 rows, against datasets.map with two processes",
     "throughput": "tokens per second of a job, against the same recipe as a bare TRL script",
     "views": "the views of schema admin on 100,000 jobs and 10,000,000 metric rows",
