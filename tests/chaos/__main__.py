@@ -31,9 +31,9 @@ def main() -> int:
         os.environ |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         plan = Plan(asked.jobs, asked.real, asked.faults, asked.seconds, asked.seed)
         outcome = run(plan, lambda line: print(line, flush=True))
-    print(table(outcome))
     if asked.logs is not None:
         asked.logs.write_text(outcome.logs)
+    print(table(outcome))
     return 0 if outcome.findings.clean else 1
 
 

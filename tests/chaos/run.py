@@ -127,7 +127,10 @@ class _Run:
             self._wait("all GPU slots are free", self._all_free, _START_SECONDS)
             fault_seconds = self._storm()
             calm_seconds = self._calm()
-            attempts = dict(self._ask("SELECT outcome, count(*) FROM attempts GROUP BY 1"))
+            attempts = dict(
+                self._ask("SELECT coalesce(outcome, 'live'), count(*) FROM attempts GROUP BY 1")
+            )
+            stuck = self._stuck()
         finally:
             self.over.set()
             self.work.close()
@@ -144,7 +147,7 @@ class _Run:
             len(lives),
             fault_seconds,
             calm_seconds,
-            self.pool.logs(),
+            stuck + self.pool.logs(),
         )
 
     def _limit_tenants(self) -> None:
@@ -208,6 +211,23 @@ class _Run:
         self._wait("the owners' last acts", self._last_acts, 60)
         self._wait("every job has ended", lambda: self._left() == 0, _CALM_SECONDS, fail=False)
         return time.monotonic() - began
+
+    def _stuck(self) -> str:
+        """What the tables say of jobs that have not ended."""
+        ended = "('completed', 'failed', 'cancelled')"
+        stuck = f"(SELECT id FROM jobs WHERE state NOT IN {ended})"  # noqa: S608 (ours)
+        parts = [
+            f"{row[0]}"
+            for query in (
+                f"SELECT to_jsonb(jobs) FROM jobs WHERE id IN {stuck}",  # noqa: S608
+                f"SELECT to_jsonb(attempts) FROM attempts WHERE job_id IN {stuck}",  # noqa: S608
+                f"SELECT to_jsonb(outbox) FROM outbox WHERE job_id IN {stuck}",  # noqa: S608
+                f"SELECT to_jsonb(events) FROM events WHERE job_id IN {stuck} ORDER BY id",  # noqa: S608
+                "SELECT to_jsonb(gpus) FROM gpus",
+            )
+            for row in self._ask(query)
+        ]
+        return "\n".join([*parts, ""])
 
     def _last_acts(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from amqp.exceptions import AMQPError  # type: ignore[import-untyped]  # ships no types
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
