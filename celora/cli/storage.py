@@ -94,7 +94,7 @@ def rules(
     as_json: AsJson = False,
 ) -> None:
     """Show a tenant's rules of retention, or set them."""
-    from models.queries import retention
+    from models.queries import retention_rules
     from models.retention import parse_rules
     from models.session import transaction
 
@@ -102,10 +102,10 @@ def rules(
         if new is not None:
             fields = _object(new)
             parse_rules(fields)
-            if not retention.set_rules(session, tenant, fields):
+            if not retention_rules.set_rules(session, tenant, fields):
                 raise _no_such_tenant(tenant)
         found = next(
-            (one for one in retention.rules_of_tenants(session) if one.tenant == tenant), None
+            (one for one in retention_rules.rules_of_tenants(session) if one.tenant == tenant), None
         )
     if found is None:
         raise _no_such_tenant(tenant)

@@ -1,69 +1,56 @@
 """What the rules of retention let go, and the marks that come before files are deleted.
 
-Each `mark_…` changes rows only, in one short transaction: what is marked is promised to nobody any
-more, and its files may go. It first locks the jobs in question, as somebody may just be running a
-failed one again, and then looks once more.
+Looking through everything takes a while, and locks nothing. Marking changes rows only, a few in
+each short transaction: what is marked is promised to nobody any more, and its files may go. It
+first locks the jobs in question, as somebody may just be running a failed one again, and then looks
+once more whether they are as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import TextClause, bindparam, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
-from models.errors import InputError
-from models.retention import RetentionRules, parse_rules
+from models.queries.retention_rules import (
+    RULES,
+    UNFINISHED,
+    TenantRules,
+    rule_values,
+    take_time,
+    with_rules,
+)
 from models.settings import settings
-from models.tables import Tenant
-
-AT_ONCE = 500  # jobs, or prepared data sets, in one transaction
 
 
 @dataclass(frozen=True, slots=True)
-class TenantRules:
-    tenant_id: int
-    tenant: str
-    rules: RetentionRules
-    problem: str | None = None  # why its own rules could not be read; the defaults hold then
+class Candidate:
+    """What the rules let go when they were looked at."""
+
+    id: Any  # of the row; the digest of prepared data
+    owner: str  # the job's id; the URL of prepared data
+    looked_at: datetime  # on the database's clock
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """One thing that the rules let go."""
+    """What has been marked."""
 
     kind: str  # checkpoints, adapters, prepared
     url: str
     size_bytes: int
 
 
-Mark = Callable[[Session, Sequence[TenantRules]], list[Gone]]
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind is looked for and marked."""
 
-
-def rules_of_tenants(session: Session) -> list[TenantRules]:
-    """What holds for each tenant; rules that cannot be read are the defaults, with the problem."""
-    found = []
-    for row in session.execute(select(Tenant.id, Tenant.name, Tenant.retention)):
-        try:
-            found.append(TenantRules(row.id, row.name, parse_rules(row.retention)))
-        except InputError as error:
-            found.append(TenantRules(row.id, row.name, RetentionRules(), str(error)))
-    return found
-
-
-def set_rules(session: Session, tenant: str, fields: dict[str, Any]) -> bool:
-    """Replace a tenant's own rules; False: there is no such tenant."""
-    changed = session.execute(
-        update(Tenant)
-        .where(Tenant.name == tenant)
-        .values(retention=fields)
-        .returning(Tenant.id)
-        .execution_options(synchronize_session=False)
-    )
-    return bool(changed.all())
+    find: Callable[[Session, Sequence[TenantRules]], list[Candidate]]
+    mark: Callable[[Session, Sequence[Candidate]], list[Gone]]
 
 
 def needed_artifacts() -> str:
@@ -73,196 +60,216 @@ def needed_artifacts() -> str:
     """
     return f"""
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.id = artifacts.job_id
-        WHERE jobs.state IN ({_UNFINISHED})
+        WHERE jobs.state IN ({UNFINISHED})
         UNION ALL  -- the adapter that a job begins with, which may be run again when it failed
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.spec ->> 'after' = artifacts.job_id
-        WHERE jobs.state IN ({_UNFINISHED}, 'failed')
+        WHERE jobs.state IN ({UNFINISHED}, 'failed')
           AND CAST(jobs.spec ->> 'start_from_adapter' AS boolean)
     """  # noqa: S608 (constants)
 
 
-def preview(session: Session, rules: Sequence[TenantRules]) -> list[Gone]:
-    """What the next sweep would mark; changes nothing."""
+def preview(session: Session, rules: Sequence[TenantRules]) -> list[tuple[str, int, int]]:
+    """(kind, count, bytes) of what the next sweep would mark."""
+    take_time(session)
     return [
-        Gone(*row)
-        for statement, values in (
-            (_EXPIRED_CHECKPOINTS, _listed(rules, "checkpoints")),
-            (_EXPIRED_ARTIFACTS, _listed(rules, "adapters")),
-            (_EXPIRED_PREPARED, _prepared_values(rules)),
-        )
-        for row in session.execute(statement, values)
+        (kind, number, int(size_bytes))
+        for kind, number, size_bytes in session.execute(_PREVIEW, rule_values(rules))
+        if number
     ]
 
 
-def mark_checkpoints(session: Session, rules: Sequence[TenantRules]) -> list[Gone]:
-    values = _listed(rules, "checkpoints")
-    values["job_ids"] = _lock(session, _CHECKPOINT_JOBS, values)
-    return [Gone(*row) for row in session.execute(_MARK_CHECKPOINTS, values)]
+def find_checkpoints(session: Session, rules: Sequence[TenantRules]) -> list[Candidate]:
+    return _find(session, _FIND_CHECKPOINTS, rules)
 
 
-def mark_artifacts(session: Session, rules: Sequence[TenantRules]) -> list[Gone]:
-    """Adapters and models; their jobs point at them no longer."""
-    values = _listed(rules, "adapters")
-    values["job_ids"] = _lock(session, _ARTIFACT_JOBS, values)
-    return [Gone(*row) for row in session.execute(_MARK_ARTIFACTS, values)]
+def mark_checkpoints(session: Session, found: Sequence[Candidate]) -> list[Gone]:
+    return _mark(session, _MARK_CHECKPOINTS, found)
 
 
-def mark_prepared(session: Session, rules: Sequence[TenantRules]) -> list[Gone]:
+def find_artifacts(session: Session, rules: Sequence[TenantRules]) -> list[Candidate]:
+    """Adapters and models."""
+    return _find(session, _FIND_ARTIFACTS, rules)
+
+
+def mark_artifacts(session: Session, found: Sequence[Candidate]) -> list[Gone]:
+    """Their jobs point at them no longer."""
+    return _mark(session, _MARK_ARTIFACTS, found)
+
+
+def find_prepared(session: Session, rules: Sequence[TenantRules]) -> list[Candidate]:
+    return _find(session, _FIND_PREPARED, rules)
+
+
+def mark_prepared(session: Session, found: Sequence[Candidate]) -> list[Gone]:
     """The jobs that used it forget it; a failed one that is run again prepares it anew."""
-    values = _prepared_values(rules) | {"limit": AT_ONCE}
-    urls = session.scalars(_PREPARED_URLS, values).all()
-    session.execute(_LOCK_FAILED, {"urls": urls})
-    gone = [Gone(*row) for row in session.execute(_MARK_PREPARED, values | {"urls": urls})]
+    session.execute(_LOCK_FAILED, {"urls": [one.owner for one in found]})
+    values = _of(found) | {"orphan_seconds": settings().orphan_seconds}
+    gone = [Gone(*row) for row in session.execute(_MARK_PREPARED, values)]
     session.execute(_FORGET_PREPARED, {"urls": [one.url for one in gone]})
     return gone
 
 
-def expired_logs(session: Session, rules: Sequence[TenantRules]) -> list[str]:
-    """Ids of jobs whose log lines go."""
-    return list(session.scalars(_EXPIRED_LOGS, _listed(rules, "logs") | {"limit": AT_ONCE}))
+KINDS = (
+    Kind(find_checkpoints, mark_checkpoints),
+    Kind(find_artifacts, mark_artifacts),
+    Kind(find_prepared, mark_prepared),
+)
 
 
-def delete_logs(session: Session, job_ids: Sequence[str], limit: int) -> int:
-    """Delete so many lines of these jobs at most; returns how many."""
-    deleted = session.execute(_DELETE_LOGS, {"job_ids": list(job_ids), "limit": limit})
-    return len(deleted.all())
+def _find(session: Session, statement: TextClause, rules: Sequence[TenantRules]) -> list[Candidate]:
+    take_time(session)
+    return [Candidate(*row) for row in session.execute(statement, rule_values(rules))]
 
 
-def _listed(rules: Sequence[TenantRules], kind: str) -> dict[str, Any]:
+def _mark(session: Session, statement: TextClause, found: Sequence[Candidate]) -> list[Gone]:
+    """A job that is locked by somebody else is left for the next sweep."""
+    job_ids = {"job_ids": sorted({one.owner for one in found})}
+    locked = set(session.scalars(_LOCK_JOBS, job_ids))
+    mine = [one for one in found if one.owner in locked]
+    return [Gone(*row) for row in session.execute(statement, _of(mine))] if mine else []
+
+
+def _of(found: Sequence[Candidate]) -> dict[str, Any]:
     return {
-        "rules": [
-            {"tenant_id": one.tenant_id} | getattr(one.rules, kind).model_dump() for one in rules
-        ]
+        "ids": [one.id for one in found],
+        "looked_at": min((one.looked_at for one in found), default=None),
     }
 
 
-def _prepared_values(rules: Sequence[TenantRules]) -> dict[str, Any]:
-    return _listed(rules, "prepared") | {
-        "default_days": RetentionRules().prepared.max_age_days,
-        "orphan_seconds": settings().orphan_seconds,
-    }
-
-
-def _lock(session: Session, statement: TextClause, values: dict[str, Any]) -> list[str]:
-    """Lock the jobs; one that is locked by somebody else is left for the next sweep."""
-    found = session.scalars(statement, values | {"limit": AT_ONCE}).all()
-    return list(session.scalars(_LOCK_JOBS, {"job_ids": found}))
-
-
-def _statement(sql: str) -> TextClause:
-    return text(sql).bindparams(bindparam("rules", type_=JSONB))
-
-
-_UNFINISHED = "'pending', 'queued', 'running', 'paused'"
-
-_RULES = """
-    rules AS MATERIALIZED (
-        SELECT tenant_id, failed_max_age_days * interval '1 day' AS failed_max_age,
-               max_age_days * interval '1 day' AS max_age, keep, max_bytes
-        FROM jsonb_to_recordset(:rules) AS rules (
-            tenant_id bigint, max_age_days double precision, failed_max_age_days double precision,
-            keep bigint, max_bytes bigint)
-    )
-"""
-
-_CHECKPOINTS = f"""
-    {_RULES}, standing AS (
-        SELECT checkpoints.id, job_id, url, size_bytes, tenant_id, state,
-               statement_timestamp() - coalesce(finished_at, jobs.created_at) AS age,
+_CHECKPOINTS = """
+    old_checkpoints AS (
+        SELECT checkpoints.id, job_id, size_bytes
+        FROM checkpoints JOIN jobs ON jobs.id = job_id
+        JOIN rules ON rules.tenant_id = jobs.tenant_id AND rules.kind = 'checkpoints'
+        WHERE deleted_at IS NULL
+          AND coalesce(finished_at, jobs.created_at) < statement_timestamp()
+              - CASE state WHEN 'completed' THEN max_age
+                           WHEN 'failed' THEN failed_max_age
+                           WHEN 'cancelled' THEN failed_max_age END
+    ), ranked_checkpoints AS (
+        SELECT checkpoints.id, job_id, size_bytes, state, keep, max_bytes,
                row_number() OVER furthest AS place, sum(size_bytes) OVER newest AS bytes
         FROM checkpoints JOIN jobs ON jobs.id = job_id
+        JOIN counted ON counted.tenant_id = jobs.tenant_id AND counted.kind = 'checkpoints'
         WHERE deleted_at IS NULL
         WINDOW furthest AS (PARTITION BY job_id ORDER BY checkpoints.step DESC,
                             checkpoints.id DESC),
-               newest AS (PARTITION BY tenant_id ORDER BY registered_at DESC, checkpoints.id DESC)
-    ), expired AS (
-        SELECT standing.* FROM standing JOIN rules USING (tenant_id)
-        WHERE state = 'completed' AND age > max_age
-           OR state IN ('failed', 'cancelled') AND age > failed_max_age
-           OR state IN ('completed', 'cancelled') AND (place > keep OR bytes > max_bytes)
+               newest AS (PARTITION BY counted.tenant_id ORDER BY registered_at DESC,
+                          checkpoints.id DESC)
+    ), expired_checkpoints AS (
+        SELECT id, job_id, size_bytes FROM old_checkpoints
+        UNION
+        SELECT id, job_id, size_bytes FROM ranked_checkpoints
+        WHERE state IN ('completed', 'cancelled') AND (place > keep OR bytes > max_bytes)
     )
-"""  # noqa: S608 (joined from constants)
+"""
 
 _ARTIFACTS = f"""
-    {_RULES}, standing AS (
-        SELECT artifacts.id, job_id, url, size_bytes, tenant_id, state,
-               statement_timestamp() - artifacts.created_at AS age,
+    old_artifacts AS (
+        SELECT artifacts.id, job_id, size_bytes
+        FROM artifacts JOIN jobs ON jobs.id = job_id
+        JOIN rules ON rules.tenant_id = jobs.tenant_id AND rules.kind = 'adapters'
+        WHERE deleted_at IS NULL AND artifacts.created_at < statement_timestamp() - max_age
+    ), ranked_artifacts AS (
+        SELECT artifacts.id, job_id, size_bytes, state, keep, max_bytes,
                row_number() OVER newest AS place, sum(size_bytes) OVER newest AS bytes
         FROM artifacts JOIN jobs ON jobs.id = job_id
+        JOIN counted ON counted.tenant_id = jobs.tenant_id AND counted.kind = 'adapters'
         WHERE deleted_at IS NULL
-        WINDOW newest AS (PARTITION BY tenant_id ORDER BY artifacts.created_at DESC,
+        WINDOW newest AS (PARTITION BY counted.tenant_id ORDER BY artifacts.created_at DESC,
                           artifacts.id DESC)
-    ), expired AS (
-        SELECT standing.* FROM standing JOIN rules USING (tenant_id)
-        WHERE (age > max_age OR state <> 'failed' AND (place > keep OR bytes > max_bytes))
-          AND id NOT IN ({needed_artifacts()})
+    ), expired_artifacts AS (
+        SELECT * FROM (
+            SELECT id, job_id, size_bytes FROM old_artifacts
+            UNION
+            SELECT id, job_id, size_bytes FROM ranked_artifacts
+            WHERE state <> 'failed' AND (place > keep OR bytes > max_bytes)
+        ) AS expired
+        WHERE id NOT IN ({needed_artifacts()})
     )
 """  # noqa: S608 (joined from constants)
 
 # A failed job that still has a checkpoint goes on from there, on the same data or not at all.
 _PREPARED = f"""
-    {_RULES}, standing AS (
+    unused AS (
         SELECT digest, url, size_bytes, last_used_at FROM prepared_data
         WHERE deleted_at IS NULL AND last_used_at
               < clock_timestamp() - make_interval(secs => :orphan_seconds)
     ), used AS (
         SELECT digest, url, size_bytes, jobs.tenant_id,
                greatest(last_used_at, max(finished_at)) AS used_at,
-               bool_or(state IN ({_UNFINISHED}) OR state = 'failed' AND (
+               bool_or(state IN ({UNFINISHED}) OR state = 'failed' AND (
                    max_age IS NULL OR finished_at > statement_timestamp() - max_age
                    OR EXISTS (SELECT FROM checkpoints
                               WHERE checkpoints.job_id = jobs.id AND deleted_at IS NULL)
                )) AS needed
-        FROM standing JOIN jobs ON jobs.prepared_url = url JOIN rules USING (tenant_id)
+        FROM unused JOIN jobs ON jobs.prepared_url = url
+        JOIN rules ON rules.tenant_id = jobs.tenant_id AND rules.kind = 'prepared'
         GROUP BY digest, url, size_bytes, last_used_at, jobs.tenant_id
     ), ranked AS (
         SELECT used.*, row_number() OVER newest AS place, sum(size_bytes) OVER newest AS bytes
         FROM used WINDOW newest AS (PARTITION BY tenant_id ORDER BY used_at DESC, digest)
-    ), expired AS (
-        SELECT digest, url, size_bytes FROM ranked JOIN rules USING (tenant_id)
+    ), expired_prepared AS (
+        SELECT digest, url, size_bytes
+        FROM ranked JOIN rules USING (tenant_id) WHERE kind = 'prepared'
         GROUP BY digest, url, size_bytes
         HAVING bool_and(NOT needed AND coalesce(
             used_at < statement_timestamp() - max_age OR place > keep OR bytes > max_bytes, false))
         UNION ALL
-        SELECT digest, url, size_bytes FROM standing
+        SELECT digest, url, size_bytes FROM unused
         WHERE last_used_at < statement_timestamp() - :default_days * interval '1 day'
           AND NOT EXISTS (SELECT FROM jobs WHERE jobs.prepared_url = url)
     )
 """  # noqa: S608 (joined from constants)
 
+_PREVIEW = with_rules(f"""
+    WITH {RULES}, {_CHECKPOINTS}, {_ARTIFACTS}, {_PREPARED}
+    SELECT 'checkpoints' AS kind, count(*) AS count, coalesce(sum(size_bytes), 0) AS bytes
+    FROM expired_checkpoints
+    UNION ALL
+    SELECT 'adapters', count(*), coalesce(sum(size_bytes), 0) FROM expired_artifacts
+    UNION ALL
+    SELECT 'prepared', count(*), coalesce(sum(size_bytes), 0) FROM expired_prepared
+""")  # noqa: S608
 
-def _expired(fragment: str, kind: str) -> TextClause:
-    return _statement(f"WITH {fragment} SELECT '{kind}', url, size_bytes FROM expired")  # noqa: S608
-
-
-_EXPIRED_CHECKPOINTS = _expired(_CHECKPOINTS, "checkpoints")
-_EXPIRED_ARTIFACTS = _expired(_ARTIFACTS, "adapters")
-_EXPIRED_PREPARED = _expired(_PREPARED, "prepared")
-
-_CHECKPOINT_JOBS = _statement(
-    f"WITH {_CHECKPOINTS} SELECT DISTINCT job_id FROM expired ORDER BY job_id LIMIT :limit"  # noqa: S608
+_FIND_CHECKPOINTS = with_rules(
+    f"WITH {RULES}, {_CHECKPOINTS} SELECT id, job_id, statement_timestamp()"  # noqa: S608
+    " FROM expired_checkpoints ORDER BY job_id, id"
 )
-_ARTIFACT_JOBS = _statement(
-    f"WITH {_ARTIFACTS} SELECT DISTINCT job_id FROM expired ORDER BY job_id LIMIT :limit"  # noqa: S608
+_FIND_ARTIFACTS = with_rules(
+    f"WITH {RULES}, {_ARTIFACTS} SELECT id, job_id, statement_timestamp()"  # noqa: S608
+    " FROM expired_artifacts ORDER BY job_id, id"
 )
+_FIND_PREPARED = with_rules(
+    f"WITH {RULES}, {_PREPARED} SELECT digest, url, statement_timestamp()"  # noqa: S608
+    " FROM expired_prepared ORDER BY digest"
+)
+
 _LOCK_JOBS = text("""
     SELECT id FROM jobs WHERE id = ANY (CAST(:job_ids AS text[]))
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    ORDER BY tenant_id, id FOR NO KEY UPDATE SKIP LOCKED
 """)
 
-_MARK_CHECKPOINTS = _statement(f"""
-    WITH {_CHECKPOINTS}
+# Over, and not run again since.
+_STILL_OVER = f"""
+    jobs.state NOT IN ({UNFINISHED}) AND coalesce(jobs.finished_at, jobs.created_at) < :looked_at
+"""
+
+_MARK_CHECKPOINTS = text(f"""
     UPDATE checkpoints SET deleted_at = clock_timestamp()
-    FROM expired
-    WHERE checkpoints.id = expired.id AND expired.job_id = ANY (CAST(:job_ids AS text[]))
+    FROM jobs
+    WHERE checkpoints.id = ANY (CAST(:ids AS bigint[])) AND checkpoints.deleted_at IS NULL
+      AND jobs.id = checkpoints.job_id AND {_STILL_OVER}
     RETURNING 'checkpoints', checkpoints.url, checkpoints.size_bytes
 """)  # noqa: S608
 
-_MARK_ARTIFACTS = _statement(f"""
-    WITH {_ARTIFACTS}, marked AS (
+_MARK_ARTIFACTS = text(f"""
+    WITH marked AS (
         UPDATE artifacts SET deleted_at = clock_timestamp()
-        FROM expired
-        WHERE artifacts.id = expired.id AND expired.job_id = ANY (CAST(:job_ids AS text[]))
+        FROM jobs
+        WHERE artifacts.id = ANY (CAST(:ids AS bigint[])) AND artifacts.deleted_at IS NULL
+          AND jobs.id = artifacts.job_id AND {_STILL_OVER}
+          AND artifacts.id NOT IN ({needed_artifacts()})
         RETURNING artifacts.job_id, artifacts.url, artifacts.size_bytes
     ), forgotten AS (
         UPDATE jobs SET adapter_url = NULL
@@ -271,8 +278,6 @@ _MARK_ARTIFACTS = _statement(f"""
     SELECT 'adapters', url, size_bytes FROM marked
 """)  # noqa: S608
 
-_PREPARED_URLS = _statement(f"WITH {_PREPARED} SELECT url FROM expired LIMIT :limit")  # noqa: S608
-
 # A retry of one of them waits for us, or we for it: the mark then sees that it is needed.
 _LOCK_FAILED = text("""
     SELECT FROM jobs WHERE prepared_url = ANY (CAST(:urls AS text[])) AND state = 'failed'
@@ -280,47 +285,17 @@ _LOCK_FAILED = text("""
 """)
 
 # The condition on `last_used_at` is tested once more on the row, after waiting for whoever has it.
-_MARK_PREPARED = _statement(f"""
-    WITH {_PREPARED}
+_MARK_PREPARED = text(f"""
     UPDATE prepared_data SET deleted_at = clock_timestamp()
-    FROM expired
-    WHERE prepared_data.digest = expired.digest AND expired.url = ANY (CAST(:urls AS text[]))
-      AND prepared_data.deleted_at IS NULL AND prepared_data.last_used_at
-          < clock_timestamp() - make_interval(secs => :orphan_seconds)
-    RETURNING 'prepared', prepared_data.url, prepared_data.size_bytes
+    WHERE digest = ANY (CAST(:ids AS text[])) AND deleted_at IS NULL
+      AND last_used_at < clock_timestamp() - make_interval(secs => :orphan_seconds)
+      AND NOT EXISTS (
+          SELECT FROM jobs WHERE jobs.prepared_url = url AND NOT ({_STILL_OVER}))
+    RETURNING 'prepared', url, size_bytes
 """)  # noqa: S608
 
 _FORGET_PREPARED = text("""
     UPDATE jobs SET prepared_url = NULL,
         stage = CASE WHEN state = 'failed' AND stage = 'train' THEN 'preprocess' ELSE stage END
     WHERE prepared_url = ANY (CAST(:urls AS text[]))
-""")
-
-# One step of the index from job to job: what has no lines left costs nothing.
-_EXPIRED_LOGS = _statement(f"""
-    WITH RECURSIVE {_RULES}, held (job_id) AS (
-        (SELECT job_id FROM log_lines ORDER BY job_id LIMIT 1)
-        UNION ALL
-        SELECT (SELECT job_id FROM log_lines WHERE log_lines.job_id > held.job_id
-                ORDER BY job_id LIMIT 1)
-        FROM held WHERE held.job_id IS NOT NULL
-    ), ranked AS (
-        SELECT jobs.id, state, statement_timestamp() - coalesce(finished_at, created_at) AS age,
-               max_age, keep, max_bytes, row_number() OVER newest AS place,
-               sum(CASE WHEN max_bytes IS NOT NULL THEN (
-                   SELECT sum(octet_length(line)) FROM log_lines WHERE log_lines.job_id = jobs.id
-               ) END) OVER newest AS bytes
-        FROM held JOIN jobs ON jobs.id = held.job_id JOIN rules USING (tenant_id)
-        WINDOW newest AS (PARTITION BY tenant_id ORDER BY finished_at DESC NULLS FIRST, jobs.id)
-    )
-    SELECT id FROM ranked
-    WHERE state NOT IN ({_UNFINISHED}) AND (age > max_age OR place > keep OR bytes > max_bytes)
-    ORDER BY id LIMIT :limit
-""")  # noqa: S608
-
-_DELETE_LOGS = text("""
-    DELETE FROM log_lines WHERE id IN (
-        SELECT id FROM log_lines WHERE job_id = ANY (CAST(:job_ids AS text[])) LIMIT :limit
-    )
-    RETURNING id
 """)

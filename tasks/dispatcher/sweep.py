@@ -13,8 +13,18 @@ from dataclasses import dataclass, field
 
 from models import store
 from models.errors import CeloraError
-from models.queries import disk_use, history, orphans, prepared, retention, samples
-from models.queries.retention import Mark, TenantRules
+from models.queries import (
+    disk_use,
+    history,
+    orphans,
+    prepared,
+    retention,
+    retention_logs,
+    retention_rules,
+    samples,
+)
+from models.queries.retention import Kind
+from models.queries.retention_rules import TenantRules
 from models.queries.sweeping import sweeping
 from models.session import transaction
 from models.settings import settings
@@ -23,11 +33,7 @@ from tasks.dispatcher.orphans import find, require_ours
 log = logging.getLogger(__name__)
 
 LOG_LINES_AT_ONCE = 5_000
-_MARKS: tuple[Mark, ...] = (
-    retention.mark_checkpoints,
-    retention.mark_artifacts,
-    retention.mark_prepared,
-)
+MARKED_AT_ONCE = 500  # rows in one transaction
 
 
 @dataclass(slots=True)
@@ -75,9 +81,9 @@ def preview() -> Swept:
     """What a sweep would delete now, log lines left out; changes nothing."""
     planned = Swept()
     with transaction() as session:
-        rules = retention.rules_of_tenants(session)
-        for gone in retention.preview(session, rules):
-            planned.add(gone.kind, gone.size_bytes)
+        rules = retention_rules.rules_of_tenants(session)
+        for kind, count, size_bytes in retention.preview(session, rules):
+            planned.counts[kind], planned.size_bytes[kind] = count, size_bytes
     planned.problems += _problems(rules)
     try:
         for orphan in find(settings().artifacts_url):
@@ -95,10 +101,10 @@ class _Sweep:
 
     def run(self) -> Swept:
         with transaction() as session:
-            rules = retention.rules_of_tenants(session)
+            rules = retention_rules.rules_of_tenants(session)
         self.swept.problems += _problems(rules)
-        for mark in _MARKS:
-            self._delete_marked(mark, rules)
+        for kind in retention.KINDS:
+            self._delete_expired(kind, rules)
         self._delete_logs(rules)
         with transaction() as session:
             samples.thin_samples(session)
@@ -112,25 +118,27 @@ class _Sweep:
         self._account()
         return self.swept
 
-    def _delete_marked(self, mark: Mark, rules: list[TenantRules]) -> None:
-        while not self.stop.is_set():
+    def _delete_expired(self, kind: Kind, rules: list[TenantRules]) -> None:
+        with transaction() as session:
+            found = kind.find(session, rules)
+        for start in range(0, len(found), MARKED_AT_ONCE):
+            if self.stop.is_set():
+                return
             with transaction() as session:
-                gone = mark(session, rules)
+                gone = kind.mark(session, found[start : start + MARKED_AT_ONCE])
             for one in gone:
                 if self._delete(one.url):
                     self.swept.add(one.kind, one.size_bytes)
-            if not gone:
-                return
 
     def _delete_logs(self, rules: list[TenantRules]) -> None:
-        while not self.stop.is_set():
-            with transaction() as session:
-                job_ids = retention.expired_logs(session, rules)
-            if not job_ids:
-                return
+        with transaction() as session:
+            job_ids = retention_logs.expired_logs(session, rules)
+        for start in range(0, len(job_ids), MARKED_AT_ONCE):
             while not self.stop.is_set():
                 with transaction() as session:
-                    deleted = retention.delete_logs(session, job_ids, LOG_LINES_AT_ONCE)
+                    deleted = retention_logs.delete_logs(
+                        session, job_ids[start : start + MARKED_AT_ONCE], LOG_LINES_AT_ONCE
+                    )
                 self.swept.counts["logs"] += deleted
                 if deleted < LOG_LINES_AT_ONCE:
                     break

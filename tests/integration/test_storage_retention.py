@@ -15,6 +15,7 @@ from sqlalchemy import select
 from models import store
 from models.errors import InputError
 from models.queries import history, jobs, prepared, retention
+from models.queries.retention_rules import rules_of_tenants
 from models.retention import RetentionRules, parse_rules
 from models.session import transaction
 from models.states import Outcome, Stage, StopReason
@@ -128,6 +129,24 @@ def test_a_retry_beside_the_sweep_keeps_its_checkpoints() -> None:
         jobs.retry_job(session, job_id)
         assert swept() == {}
     assert swept() == {}
+    assert standing(job_id) == [10, 20]
+
+
+@pytest.mark.parametrize("fails_again", [False, True])
+def test_a_retry_between_the_look_and_the_mark_keeps_everything(fails_again: bool) -> None:  # noqa: FBT001
+    job_id = stored.trained(outcome=Outcome.FAILED, adapter=False)
+    stored.trained(outcome=Outcome.FAILED, prepared="abc", steps=(), adapter=False)
+    stored.age(40)
+    with transaction() as session:
+        rules = rules_of_tenants(session)
+        found = [(kind, kind.find(session, rules)) for kind in retention.KINDS]
+    assert [len(candidates) for _, candidates in found] == [2, 0, 1]
+    stored.sql("UPDATE jobs SET state = 'queued', finished_at = NULL")
+    if fails_again:
+        stored.sql("UPDATE jobs SET state = 'failed', finished_at = clock_timestamp()")
+    for kind, candidates in found:
+        with transaction() as session:
+            assert kind.mark(session, candidates) == []
     assert standing(job_id) == [10, 20]
 
 
