@@ -39,7 +39,8 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """No setting of the developer's reaches a test, and no test reaches the developer's home."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("CELORA_") and not name.startswith(("CELORA_TEST_", "CELORA_SHARED_")):
+            ours = name.startswith("CELORA_")
+            if ours and not name.startswith(("CELORA_TEST_", "CELORA_SHARED_")):
                 patch.delenv(name)
         home = tmp_path_factory.mktemp("home")
         patch.setenv("CELORA_HOME", str(home / "celora"))

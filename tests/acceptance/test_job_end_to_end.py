@@ -143,6 +143,32 @@ def test_base_and_tuned_are_evaluated_on_the_same_rows(lora: Job) -> None:
     assert samples > 0
 
 
+def test_a_job_begins_with_the_adapter_of_the_one_before_it(
+    running: Stack, fields: dict[str, Any]
+) -> None:
+    """Both hold out no row: what was trained is kept all the same, and says so."""
+    # Nothing but the beginning tells the second from the first: the same rows in the same order.
+    alike = fields | {"validation_fraction": 0, "dropout": 0, "learning_rate": 1e-2}
+    first = celora.submit(**alike)
+    second = celora.submit(**alike, after=first.id, start_from_adapter=True)
+    before, after = finish(running, first.id), finish(running, second.id)
+    assert (before.state, after.state) == ("completed", "completed"), after.error
+    for job in (before, after):
+        assert job.verdict is not None
+        assert any("no row is held out" in warning for warning in job.verdict["warnings"])
+        assert "evaluation_skipped" in [event.kind for event in celora.events(job)]
+        assert job.result is not None
+        assert "evaluation" not in job.result
+    assert before.result is not None
+    assert after.result is not None
+    assert before.result["began_with_adapter_of"] is None
+    assert after.result["began_with_adapter_of"] == first.id
+    assert after.adapter_url is not None
+    assert first.id in (Path(after.adapter_url) / "README.md").read_text()
+    fresh, further = (celora.metrics(job, "train_loss")[0].value for job in (before, after))
+    assert further < fresh
+
+
 def test_a_qlora_job_completes_on_the_warm_worker(running: Stack, fields: dict[str, Any]) -> None:
     job = finish(running, celora.submit(**fields, method="qlora").id)
     assert job.state == "completed", job.error
