@@ -194,7 +194,8 @@ def _needs(session: Session, ids: set[int]) -> dict[int, Need]:
 
 _WAITER = f"""
     id, turn_at, tenant_id, base_model, method, stage, step,
-    coalesce(total_steps, (verdict ->> 'total_steps')::int, (spec ->> 'max_steps')::int)
+    coalesce(total_steps, (verdict ->> 'total_steps')::float8::int,
+             (spec ->> 'max_steps')::float8::int)
         AS total_steps,
     {SIZE} AS size, {EVALUATE} AS evaluate
 """
