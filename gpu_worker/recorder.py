@@ -89,9 +89,12 @@ class Recorder:
         if self._feed is not None:
             self._feed(points)
 
-    def started(self, start_step: int, total_steps: int) -> None:
+    def started(self, start_step: int, total_steps: int, trained_tokens: int = 0) -> None:
+        """Back to where the run goes on: what a lost attempt had done beyond that is done again."""
         with self._lock:
-            self._progress = Progress(step=start_step, total_steps=total_steps)
+            self._progress = Progress(
+                step=start_step, total_steps=total_steps, trained_tokens=trained_tokens
+            )
             self._batch.progress = self._progress
         self._wake.set()
 

@@ -311,7 +311,9 @@ class _StageRun:
                 recorder.activity("training")
             case Started():
                 self.heard = True
-                recorder.started(said.start_step, said.total_steps)
+                start = self.claim.start_checkpoint
+                tokens = start.trained_tokens if start is not None else 0
+                recorder.started(said.start_step, said.total_steps, tokens)
                 recorder.activity("training")
             case BaseChecked():
                 self._base_checked(trainer, said)

@@ -76,6 +76,21 @@ def until(condition: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.02)
 
 
+def test_a_resumed_run_counts_on_from_its_checkpoint(
+    claim: Claim, start: Callable[..., Recorder]
+) -> None:
+    lost = start()
+    lost.started(0, 50)
+    lost.metrics(metrics(9))
+    until(lambda: records.job(claim.job_id).trained_tokens == 900)
+    again = start()
+    again.started(5, 50, 500)
+    until(lambda: records.job(claim.job_id).step == 5)
+    assert records.job(claim.job_id).trained_tokens == 500
+    again.metrics(metrics(6))
+    until(lambda: records.job(claim.job_id).trained_tokens == 600)
+
+
 def test_points_lines_progress_and_trainer_are_written_while_it_runs(
     claim: Claim, start: Callable[..., Recorder]
 ) -> None:
