@@ -32,6 +32,11 @@ Say = Callable[[str], None]
 
 _START_SECONDS = 120.0
 _CALM_SECONDS = 300.0
+_TELL_SECONDS = 30.0
+_GPUS = """
+    SELECT count(*), CASE WHEN heartbeat_at < now() - interval '8 s' THEN 'silent' ELSE reported END
+    FROM gpus GROUP BY 2 ORDER BY 2
+"""
 # Jobs are submitted ahead of the faults, so that those at the end still meet some.
 _AHEAD = 0.3
 _INJECTORS = 2
@@ -209,7 +214,18 @@ class _Run:
         began = time.monotonic()
         self.say(f"{began - self.began:6.1f} s     no more faults; {self._left()} jobs to go")
         self._wait("the owners' last acts", self._last_acts, 60)
-        self._wait("every job has ended", lambda: self._left() == 0, _CALM_SECONDS, fail=False)
+        tell_at = began + _TELL_SECONDS
+
+        def ended() -> bool:
+            nonlocal tell_at
+            left = self._left()
+            if left and time.monotonic() > tell_at:
+                tell_at += _TELL_SECONDS
+                gpus = ", ".join(f"{row[0]} {row[1]}" for row in self._ask(_GPUS))
+                self.say(f"{time.monotonic() - self.began:6.1f} s     {left} to go; GPUs: {gpus}")
+            return left == 0
+
+        self._wait("every job has ended", ended, _CALM_SECONDS, fail=False)
         return time.monotonic() - began
 
     def _stuck(self) -> str:
