@@ -21,6 +21,8 @@ from models.states import Stage
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+_LOCK_PATIENCE_SECONDS = 3.0
+_LOOK_SECONDS = 0.05
 
 
 class MainProcess:
@@ -52,15 +54,20 @@ class MainProcess:
         if self.device is None:
             return
         path = locks.worker_lock(self.device)
-        self._lock_fd = locks.take(path)
-        if self._lock_fd is None:
+        # A main process that was killed leaves it to its pool child, which dies a moment later; and
+        # a refusal is for good.
+        patience = time.monotonic() + _LOCK_PATIENCE_SECONDS
+        while (descriptor := locks.take(path)) is None and time.monotonic() < patience:
+            time.sleep(_LOOK_SECONDS)
+        self._lock_fd = descriptor
+        if descriptor is None:
             holder = locks.noted(path).strip() or "another process"
             raise SetupError(
                 f"{self.device.uuid} is served already by {holder}",
                 where=self.worker,
                 remedy="stop that worker first, or name other devices",
             )
-        locks.note(self._lock_fd, f"{self.worker} (pid {self.pid})\n")
+        locks.note(descriptor, f"{self.worker} (pid {self.pid})\n")
 
     # Drain: main → children
 
