@@ -16,7 +16,9 @@ from celery import Celery
 
 from gpu_worker.session import DROPPED_TICKETS
 from models.errors import SetupError
+from models.queries import jobs
 from models.session import transaction
+from models.states import StopReason
 from models.tables import Counter
 from tests.conftest import unavailable
 from tests.environment import variables
@@ -27,9 +29,9 @@ from tests.scripted_jobs import (
     at_step,
     family,
     gpu_of,
-    gpu_worker,
     in_state,
     is_gone,
+    job,
     outcomes,
     start_gpu_worker,
     steps_once,
@@ -160,7 +162,7 @@ def test_a_worker_that_misses_its_heartbeats_goes_on_and_its_job_runs_once(
 def test_a_broker_that_lost_its_data_folder_gets_its_tickets_again(
     pool: Stack, server: Running, observe: Observe
 ) -> None:
-    running = submit("steps=250&step_seconds=0.05&checkpoint_every=100")
+    running = submit("steps=100000&step_seconds=0.05&checkpoint_every=100")
     trainer = trainer_of(at_step(pool, running, 5))
     cpu = next(one for one in pool.running if one.name == "cpu-worker")
     standing_still = [psutil.Process(cpu.pid), *psutil.Process(cpu.pid).children()]
@@ -180,11 +182,13 @@ def test_a_broker_that_lost_its_data_folder_gets_its_tickets_again(
     pool.start("cpu-worker", "--concurrency", "1")
     in_state(pool, waiting, "queued", seconds=REPUBLISHED_WITHIN)
     observe("seconds until the lost ticket's stage was done", time.monotonic() - began)
-    for job_id in (running, waiting):
-        in_state(pool, job_id, "completed", seconds=90)
-        assert outcomes(job_id) == ["completed"]
-    steps_once(running, 250)
-    assert gpu_worker(pool).process.poll() is None
+    assert (outcomes(running), trainer.is_running()) == ([None], True)
+    at_step(pool, running, job(running).step + 1)
+    with transaction() as session:
+        jobs.request_stop(session, running, StopReason.CANCEL)
+    in_state(pool, running, "cancelled", seconds=15)
+    in_state(pool, waiting, "completed", seconds=60)  # on the one slot, which is free now
+    assert outcomes(waiting) == ["completed"]
 
 
 def ticket_lies_in(server: Running, queue: str) -> bool:

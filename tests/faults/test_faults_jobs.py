@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import kombu
@@ -18,6 +19,7 @@ from gpu_worker.session import DROPPED_TICKETS
 from models.queries import history, jobs
 from models.session import transaction
 from models.spec import JobSpec
+from models.states import StopReason
 from models.tables import Attempt, Counter, Job
 from tests.faults.conftest import Observe
 from tests.postgres_server import free_port
@@ -79,7 +81,7 @@ def test_old_and_repeated_tickets_are_dropped_and_counted(
 
 @pytest.mark.fault(3)
 def test_a_purged_queue_is_filled_again(pool: Stack, broker: str, observe: Observe) -> None:
-    running = submit("steps=250&step_seconds=0.03")
+    running = submit("steps=100000&step_seconds=0.03")
     at_step(pool, running, 5)
     pool.stop(next(one for one in pool.running if one.name == "cpu-worker"))
     waiting = [submit("steps=3&step_seconds=0") for _ in range(3)]
@@ -93,16 +95,28 @@ def test_a_purged_queue_is_filled_again(pool: Stack, broker: str, observe: Obser
 
     pool.wait_until("the queue was purged", purge, seconds=20)
     observe("tickets purged", purged)
-    assert outcomes(running) == [None]
     began = time.monotonic()
     pool.start("cpu-worker", "--concurrency", "1")
     for job_id in waiting:
-        in_state(pool, job_id, "queued", seconds=REPUBLISHED_WITHIN)
+        pool.wait_until("prepared", partial(is_prepared, job_id), seconds=REPUBLISHED_WITHIN)
     observe("seconds until all were prepared", time.monotonic() - began)
-    for job_id in (running, *waiting):
+    for job_id in waiting:
         in_state(pool, job_id, "completed", seconds=60)
         assert outcomes(job_id) == ["completed"]
-    steps_once(running, 250)
+    untouched(pool, running)
+
+
+def is_prepared(job_id: str) -> bool:
+    return job(job_id).stage != "preprocess"
+
+
+def untouched(pool: Stack, job_id: str) -> None:
+    """It runs, on its first attempt, and gets on. Nobody waits for its end."""
+    assert outcomes(job_id) == [None]
+    at_step(pool, job_id, job(job_id).step + 1)
+    with transaction() as session:
+        jobs.request_stop(session, job_id, StopReason.CANCEL)
+    in_state(pool, job_id, "cancelled", seconds=15)
 
 
 @pytest.mark.fault(22)
