@@ -18,7 +18,7 @@ from benchmarks.pool import Pool, running, wait_all_done
 from benchmarks.statements import StatementCounter
 from models.session import transaction
 
-SLOTS = 4
+SLOTS = 6
 JOBS = 400
 COUNTED_JOBS = 100
 AIM = 25.0  # a second, on two cores

@@ -136,8 +136,9 @@ class Recorder:
         self._wake.set()
 
     def write_rest(self, session: Session) -> None:
-        """Write what is left, after `stop`, in the caller's transaction. Raises StaleFenceError."""
-        self._write(session, self._batch)
+        """Write what is left, after `stop`, in the caller's transaction, which ends the stage: what
+        it was doing is of no interest any more. Raises StaleFenceError."""
+        self._write(session, replace(self._batch, activity=None))
 
     def _run(self) -> None:
         while not self._closed.is_set():

@@ -111,7 +111,6 @@ def claim(
     if gpu_id is not None:
         move(job, now, JobState.RUNNING)
         job.started_at = job.started_at or now
-    add_event(session, job_id, "claimed", f"{stage}: {worker} has it", data={"fence": fence})
     return Claim(
         attempt_id=attempt_id,
         job_id=job_id,
@@ -239,7 +238,9 @@ def end_attempt(
         job.result = (job.result or {}) | result
     if overrides is not None:
         job.overrides = overrides
-    if not settle(session, job, now, outcome, reason=reason, step=step, error=error):
+    with session.no_autoflush:  # the job's row is written once
+        settled = settle(session, job, now, outcome, reason=reason, step=step, error=error)
+    if not settled:
         session.expire(job)
         raise stale(job_id, fence)
     session.flush()
@@ -299,18 +300,26 @@ def _claim_row(
 
 # The tail belongs to the session that trained; a GPU's first stage to its worker's present session.
 _CLAIM = text("""
-    UPDATE attempts
-    SET claimed_stages = array_append(claimed_stages, :stage), worker = :worker,
-        worker_session = :worker_session, claimed_at = coalesce(claimed_at, clock_timestamp()),
-        stage_at = clock_timestamp(),
-        lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
-    WHERE job_id = :job_id AND fence = :fence AND ended_at IS NULL
-      AND :stage <> ALL (claimed_stages)
-      AND (worker_session IS NULL OR worker_session = :worker_session)
-      AND (gpu_id IS NULL OR EXISTS (
-          SELECT FROM gpus
-          WHERE gpus.id = attempts.gpu_id AND gpus.worker_session = :worker_session))
-    RETURNING id, gpu_id
+    WITH claimed AS (
+        UPDATE attempts
+        SET claimed_stages = array_append(claimed_stages, :stage), worker = :worker,
+            worker_session = :worker_session, claimed_at = coalesce(claimed_at, clock_timestamp()),
+            stage_at = clock_timestamp(),
+            lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+        WHERE job_id = :job_id AND fence = :fence AND ended_at IS NULL
+          AND :stage <> ALL (claimed_stages)
+          AND (worker_session IS NULL OR worker_session = :worker_session)
+          AND (gpu_id IS NULL OR EXISTS (
+              SELECT FROM gpus
+              WHERE gpus.id = attempts.gpu_id AND gpus.worker_session = :worker_session))
+        RETURNING id, gpu_id, job_id, fence, worker
+    ), told AS (
+        INSERT INTO events (job_id, kind, message, data)
+        SELECT job_id, 'claimed', :stage || ': ' || worker || ' has it',
+               jsonb_build_object('fence', fence)
+        FROM claimed
+    )
+    SELECT id, gpu_id, pg_notify('celora_job', job_id) FROM claimed
 """)
 
 
