@@ -43,7 +43,7 @@ def overview(
         quotas = [quota for quota in quotas if quota.tenant == tenant]
         if not quotas:
             raise _no_such_tenant(tenant)
-    planned = preview()
+    planned = preview(with_orphans=False)
     if as_json:
         print_json(
             {
@@ -57,7 +57,7 @@ def overview(
         print("No tenants yet: the first job of one makes it.")
     else:
         console().print(_uses(uses, quotas))
-    print(f"\nThe next sweep deletes: {planned or 'nothing'}.")
+    print(f"\nBy the rules the next sweep deletes: {planned or 'nothing'}.")
     _print_problems(planned)
 
 

@@ -41,17 +41,18 @@ def find(root: str) -> Iterator[Orphan]:
     yield from _of_prepared(store.join(root, "prepared"))
 
 
-def require_ours(root: str) -> None:
+def require_ours(root: str, *, note: bool = True) -> None:
     """Raise SetupError where the store is another database's: its jobs are not on record here.
 
-    The first sweep writes down whose it is.
+    The first sweep writes down whose it is (`note`).
     """
     with transaction() as session:
         ours = orphans.database_identity(session)
     url = store.join(root, _OWNER)
     theirs = store.read_text(url)
     if theirs is None:
-        store.write_text(url, ours)
+        if note:
+            store.write_text(url, ours)
     elif theirs != ours:
         raise SetupError(
             "this store was swept for another database: its orphans are left alone",

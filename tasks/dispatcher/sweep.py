@@ -77,15 +77,21 @@ def sweep(stop: threading.Event | None = None) -> Swept | None:
         return _Sweep(stop or threading.Event()).run() if ours else None
 
 
-def preview() -> Swept:
-    """What a sweep would delete now, log lines left out; changes nothing."""
+def preview(*, with_orphans: bool = True) -> Swept:
+    """What a sweep would delete now, log lines left out; changes nothing.
+
+    Finding orphans takes a listing of the whole store.
+    """
     planned = Swept()
     with transaction() as session:
         rules = retention_rules.rules_of_tenants(session)
         for kind, count, size_bytes in retention.preview(session, rules):
             planned.counts[kind], planned.size_bytes[kind] = count, size_bytes
     planned.problems += _problems(rules)
+    if not with_orphans:
+        return planned
     try:
+        require_ours(settings().artifacts_url, note=False)
         for orphan in find(settings().artifacts_url):
             if orphan.files:
                 planned.add("orphans", orphan.size_bytes)

@@ -133,6 +133,7 @@ def test_another_databases_store_is_left_alone(artifacts: str) -> None:
     job_id = stored.trained()
     stored.age(8)
     age_files()
+    assert sweeping.preview().counts == {"checkpoints": 2}
     done = sweep()
     assert done.counts == {"checkpoints": 2}  # its own, by their records
     assert "another database" in done.problems[0]
@@ -142,6 +143,8 @@ def test_another_databases_store_is_left_alone(artifacts: str) -> None:
 
 def test_the_first_sweep_writes_down_whose_the_store_is(artifacts: str) -> None:
     stored.put(store.prepared_url("abc"))
+    sweeping.preview()
+    assert store.read_text(f"{artifacts}/celora-database") is None
     sweep()
     assert store.read_text(f"{artifacts}/celora-database") is not None
     assert sweep().problems == []

@@ -146,7 +146,7 @@ def test_storage_says_who_uses_what(celora: Celora) -> None:
     code, out, _ = celora("storage")
     vision = next(line for line in out.splitlines() if line.startswith("vision"))
     assert [part for part in ("4.0 KiB (2)", "2.0 KiB (1)", "1.0 MiB") if part not in vision] == []
-    assert "next sweep deletes: 4 checkpoints (6,144 bytes)" in out
+    assert "the next sweep deletes: 4 checkpoints (6,144 bytes)" in out
     code, out, _ = celora("storage", "--tenant", "speech", "--json")
     assert {use["tenant"] for use in json.loads(out)["uses"]} == {"speech"}
     code, _, error = celora("storage", "--tenant", "nobody")
