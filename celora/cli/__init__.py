@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "job": ("job", "job", "Jobs"),
     "watch": ("watch", "watch", "Jobs"),
     "logs": ("logs", "logs", "Jobs"),
+    "report": ("report", "report", "Jobs"),
     "why": ("jobs", "why", "Jobs"),
     "cancel": ("jobs", "cancel", "Jobs"),
     "pause": ("jobs", "pause", "Jobs"),
