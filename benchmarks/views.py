@@ -48,14 +48,14 @@ def run(*, jobs: int, metrics: int, plans: bool) -> bool:
                 slowest = max(slowest, median)
                 print(f"   {name:<50}{median:>12.1f}")
                 if plans:
-                    for (line,) in connection.execute(f"EXPLAIN (ANALYZE, COSTS OFF) {question}"):  # type: ignore[arg-type]
+                    for (line,) in connection.execute(f"EXPLAIN (ANALYZE, COSTS OFF) {question}"):
                         print(f"      {line}")
     print(f"   slowest {slowest:.0f} ms (aim {AIM_MS:.0f})")
     return slowest <= AIM_MS
 
 
 def _milliseconds(connection: psycopg.Connection, question: str) -> float:
-    explained = connection.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {question}")  # type: ignore[arg-type]
+    explained = connection.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {question}")
     row = explained.fetchone()
     assert row is not None  # noqa: S101
     plan = row[0] if isinstance(row[0], list) else json.loads(row[0])

@@ -13,7 +13,8 @@ import typer
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 # In code: `celora jobs`, `$ celora jobs`, "celora gpu-worker --devices all".
-_COMMAND = re.compile(r"(?:^|[`$ ])celora ((?:[a-z0-9]+(?:-[a-z0-9]+)*)(?: [a-z]+(?:-[a-z]+)*)?)", re.MULTILINE)
+_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_COMMAND = re.compile(rf"(?:^|[`$ ])celora ({_WORD}(?: [a-z]+(?:-[a-z]+)*)?)", re.MULTILINE)
 _CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
