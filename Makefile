@@ -41,7 +41,7 @@ check: venv ## formatting, lint, types, import rules, and that migrations agree 
 	$(BIN)/lint-imports
 	$(RUN) pytest -q tests/migration -k agree
 
-bench: venv ## measure preparation, the gap between two jobs, and tokens per second
+bench: venv ## measure latency, jobs per second, placement, preparation, tokens per second …
 	@$(RUN) benchmarks $(ARGS)
 
 gpu-check: venv ## on a machine with a CUDA device: check and measure what only shows there
