@@ -31,7 +31,6 @@ from tests.environment import variables
 Say = Callable[[str], None]
 
 _START_SECONDS = 120.0
-_CALM_SECONDS = 300.0
 _TELL_SECONDS = 30.0
 _GPUS = """
     SELECT count(*), CASE WHEN heartbeat_at < now() - interval '8 s' THEN 'silent' ELSE reported END
@@ -50,6 +49,7 @@ class Plan:
     seconds: float  # at most, for jobs and faults; the calm comes after
     seed: int
     slots: int = 2  # of each of the two hosts
+    calm_seconds: float = 300  # that the jobs have to end after the last fault
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class _Run:
                 self.say(f"{time.monotonic() - self.began:6.1f} s     {left} to go; GPUs: {gpus}")
             return left == 0
 
-        self._wait("every job has ended", ended, _CALM_SECONDS, fail=False)
+        self._wait("every job has ended", ended, self.plan.calm_seconds, fail=False)
         return time.monotonic() - began
 
     def _stuck(self) -> str:

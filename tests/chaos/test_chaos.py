@@ -11,8 +11,9 @@ from tests.conftest import unavailable
 
 
 @pytest.mark.broker
+@pytest.mark.timeout(400)
 def test_a_short_run_of_chaos_loses_nothing() -> None:
-    plan = Plan(jobs=14, real=0, faults=8, seconds=30, seed=4)
+    plan = Plan(jobs=14, real=0, faults=8, seconds=30, seed=4, calm_seconds=120)
     try:
         outcome = run(plan, print)
     except SetupError as error:
