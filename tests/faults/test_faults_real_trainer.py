@@ -137,6 +137,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_or_ends_it_at_its_last_good_che
     assert failed.error is not None
     assert failed.error["code"] == "non_finite_loss"
     assert failed.error["where"] == f"step {failed.step + 1}"
+    assert failed.step > 0
     observe("error", f"{failed.error['message']}, {failed.error['where']}")
     ends = submit(poisoned | {"on_non_finite": "stop_at_checkpoint"})
     done = in_state(pool, ends, "completed", seconds=120)
@@ -258,7 +259,10 @@ def poisoned_base(base: Path, folder: Path) -> Path:
     shutil.copytree(base, folder)
     tokens = AutoTokenizer.from_pretrained(folder)("~", add_special_tokens=False)["input_ids"]
     weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if "embed_tokens" in name)
-    weights[name][tokens[-1]] = torch.inf
+    # The head is tied to the embedding: as it is, every token would meet the infinity there.
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.embed_tokens.weight"][tokens[-1]] = torch.inf
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
