@@ -7,6 +7,7 @@ what reaches only it: a task that Flower terminated, messages that nobody unders
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -104,6 +105,7 @@ def start_child(**_: object) -> None:
     """In a new pool child, before its first task."""
     if _main is None:
         return
+    gc.freeze()  # what was imported stays: no collection has to look through it again
     forget_connections()
     use_transport_options({})
     main = _main

@@ -118,7 +118,8 @@ _HEARTBEAT = text("""
         RETURNING before.reported AS was
     )
     SELECT CASE WHEN :reported = 'idle'
-                     AND (was <> 'idle' OR EXISTS (SELECT FROM jobs WHERE state = 'queued'))
+                     AND (was <> 'idle' OR EXISTS (
+                         SELECT FROM jobs WHERE state = 'queued' AND waits_for IS NULL))
                 THEN pg_notify(:wake_channel, '')::text ELSE '' END
     FROM beat
 """)
