@@ -71,10 +71,12 @@ def _require_living(
     if time.monotonic() - used_at < _TRUSTED_SECONDS and not _has_news(connection):
         return
     try:
+        # Outside a transaction: psycopg forgets its prepared statements at every rollback.
+        connection.autocommit = True
         connection.cursor().execute(";")
+        connection.autocommit = False
     except psycopg.Error as error:
         raise InvalidatePoolError from error
-    connection.rollback()
 
 
 def _has_news(connection: DBAPIConnection) -> bool:
