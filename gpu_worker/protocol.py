@@ -41,7 +41,6 @@ class Run(_Line):
     output_path: str  # the attempt's own folder; checkpoints/ and adapter/ go below it
     resume_from: str | None = None  # a registered checkpoint's folder
     start_adapter_path: str | None = None  # the adapter to begin with; never beside a checkpoint
-    start_adapter_path: str | None = None  # the adapter to begin with; never beside a checkpoint
     adapter_path: str | None = None  # evaluate on a process that did not train it
     base_evaluation: dict[str, Any] | None = None  # the base's result on record, with its answers
     facts: dict[str, Any] = Field(default_factory=dict)  # for the model card: data digest, counts

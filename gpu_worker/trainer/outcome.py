@@ -49,7 +49,6 @@ def result_of(
         "versions": versions(),
         "warm": job.warm,
         "began_with_adapter_of": job.spec.after if job.spec.start_from_adapter else None,
-        "began_with_adapter_of": job.spec.after if job.spec.start_from_adapter else None,
         "resumed_at_step": progress.start_step,
         "ended_at_checkpoint": None if ended_at is None else ended_at.step,
         "command_received": job.run.received_at,
