@@ -16,8 +16,7 @@ from models.tables import Attempt, Job
 _EXPIRED = Attempt.lease_until < func.clock_timestamp()
 
 # Between two sendings of one ticket that nobody claims.
-_LONGEST_GPU_PAUSE_SECONDS = 60.0
-_LONGEST_CPU_PAUSE_SECONDS = 600.0
+_LONGEST_PAUSE_SECONDS = 60.0
 
 
 def expire_leases(session: Session) -> list[str]:
@@ -63,16 +62,12 @@ def resend_unclaimed(session: Session, resend_seconds: float) -> int:
     An attempt waits for its first claim, or for the claim of the stage that became due when the
     one before was done (the chain's tail was lost). One that still waits for the relay is left.
     Where nobody consumes at all the earlier tickets are still in the queue, which cannot be known
-    from here: the pauses double, so that a night without a worker leaves tens of them, not
-    thousands. They stay short for a GPU, whose job would wait for a ticket that was purged.
+    from here: the pauses double, up to a minute. Longer ones would leave fewer tickets behind after
+    a night without a worker, but a job whose ticket was purged would wait for them as long.
     """
     if not try_exclusive(session, Exclusive.RECONCILE):
         return 0
-    pauses = {
-        "resend_seconds": resend_seconds,
-        "longest_gpu_seconds": _LONGEST_GPU_PAUSE_SECONDS,
-        "longest_cpu_seconds": _LONGEST_CPU_PAUSE_SECONDS,
-    }
+    pauses = {"resend_seconds": resend_seconds, "longest_seconds": _LONGEST_PAUSE_SECONDS}
     return len(session.execute(_RESEND, pauses).all())
 
 
@@ -132,8 +127,6 @@ _RESEND = text("""
       AND latest.sent_at < clock_timestamp() - greatest(
           make_interval(secs => :resend_seconds),
           least(
-              latest.sent_at - waits.due_at,
-              make_interval(secs => CASE jobs.stage
-                  WHEN 'preprocess' THEN :longest_cpu_seconds ELSE :longest_gpu_seconds END)))
+              latest.sent_at - waits.due_at, make_interval(secs => :longest_seconds)))
     RETURNING id
 """)
