@@ -25,8 +25,9 @@ venv: ## set up .venv (the other targets do so by themselves)
 demo: venv ## fine-tune a tiny model here and now, and see it learn
 	@$(BIN)/celora demo
 
+# Two modules at a time: most tests wait for processes, and two cores would idle half of the time.
 test: venv ## run the tests, against a real RabbitMQ and a real Postgres
-	@$(RUN) pytest -m "not slow" --durations 15 $(ARGS)
+	@$(RUN) pytest -m "not slow" -n 2 --dist loadfile --durations 15 $(ARGS)
 
 test-slow: venv ## run the tests that take minutes
 	@$(RUN) pytest -m slow $(ARGS)

@@ -79,6 +79,7 @@ class Lease:
         self._wake = threading.Condition()
         self._closed = threading.Event()
         self._lost = threading.Event()
+        self._concluding = threading.Event()
         self._renewed_at = claim_sent_at
         for job in (self._keep, self._watch):
             name = f"lease{job.__name__}-{attempt_id}"
@@ -123,6 +124,20 @@ class Lease:
                 self._lost.wait(_RETRY_SECONDS)
         raise LeaseLostError(f"the lease of attempt {self.attempt_id} was lost")
 
+    def conclude(self, write: Callable[[Session], T]) -> T:
+        """`insist` on what ends the attempt, and close.
+
+        Its end is no loss from now on: the keeper may look after the commit and before the close,
+        and a trainer that was killed for that would have been warm for the next job.
+        """
+        self._concluding.set()
+        try:
+            result = self.insist(write)
+            self.close()
+        finally:
+            self._concluding.clear()
+        return result
+
     def close(self) -> None:
         """The attempt has ended: stop both threads, call nobody any more."""
         with self._lock:
@@ -152,7 +167,8 @@ class Lease:
                 else attempts.look(session, self.attempt_id)
             )
         if answer is None:
-            self._lose("another ended it")
+            if not self._concluding.is_set():
+                self._lose("another ended it")
             return
         if due:
             with self._wake:

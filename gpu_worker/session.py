@@ -164,7 +164,7 @@ class WorkerSession:
             )
 
         try:
-            lease.insist(end)
+            lease.conclude(end)
         except (StaleFenceError, LeaseLostError):
             _log.info("job %s: its attempt was over before it was stopped", held[0])
         self.release()

@@ -249,7 +249,7 @@ class StageEnd:
                 overrides=overrides,
             )
 
-        self.lease.insist(end)
+        self.lease.conclude(end)
         self.trackers.finish(result, outcome)
         self.session.release()
         if outcome in _FOR_GOOD and not store.is_local(settings().artifacts_url):

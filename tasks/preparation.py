@@ -179,7 +179,7 @@ class _Attempt:
             )
             attempts.end_attempt(session, self.claim.job_id, self.claim.fence, Outcome.COMPLETED)
 
-        self.lease.insist(write)
+        self.lease.conclude(write)
         return True
 
     def _ended(self, error: BaseException, stop: StopReason | None) -> bool:
@@ -205,7 +205,7 @@ class _Attempt:
         reason: str | None = None,
         error: dict[str, Any] | None = None,
     ) -> bool:
-        self.lease.insist(
+        self.lease.conclude(
             lambda session: attempts.end_attempt(
                 session, self.claim.job_id, self.claim.fence, outcome, reason=reason, error=error
             )

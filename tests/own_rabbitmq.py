@@ -6,11 +6,13 @@ system, the package is installed with apt, without letting it start the system's
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -125,7 +127,7 @@ def _install() -> Path:
             remedy=remedy,
         )
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with _no_service_start():
+    with _alone(), _no_service_start():
         for command in (
             ["apt-get", "update", "-q"],
             ["apt-get", "install", "-y", "-q", "--no-install-recommends", "rabbitmq-server"],
@@ -143,6 +145,14 @@ def _install() -> Path:
     if programs is None:
         raise SetupError(f"apt did not install RabbitMQ: {done.stdout[-600:]}", remedy=remedy)
     return programs
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two processes that run tests would both install; apt lets only one."""
+    with (Path(tempfile.gettempdir()) / "celora_test_install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

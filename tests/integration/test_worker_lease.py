@@ -159,6 +159,19 @@ def test_insisting_outlasts_a_short_outage_and_writes_once(held: Held, line: Tcp
     assert done.wait(3)
 
 
+def test_the_end_that_it_is_asked_to_write_is_no_loss(held: Held) -> None:
+    """Else its trainer would be killed, which is warm for the next job."""
+
+    def end(_: Session) -> None:
+        records.end(held.claim.job_id, held.claim.fence, Outcome.COMPLETED)  # on record already
+        with pytest.raises(queue.Empty):  # the keeper looks several times meanwhile
+            held.next(1)
+
+    held.lease.conclude(end)
+    assert not held.lease.lost
+    assert held.told.empty()
+
+
 def test_a_closed_lease_tells_nothing_more(held: Held) -> None:
     held.lease.close()
     with transaction() as session:
