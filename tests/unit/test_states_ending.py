@@ -60,7 +60,7 @@ def test_losses_end_in_failure_at_the_limit(stage: Stage) -> None:
     assert landed(Outcome.LOST, stage, losses=2) == Landing(JobState.FAILED, stage, 3)
 
 
-@pytest.mark.parametrize("outcome", set(Outcome) - {Outcome.COMPLETED})
+@pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.COMPLETED}))
 def test_a_cancel_holds_however_the_attempt_ends(outcome: Outcome) -> None:
     assert landed(outcome, stop=StopReason.CANCEL, losses=2).state is JobState.CANCELLED
 
