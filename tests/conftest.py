@@ -42,6 +42,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
             ours = name.startswith("CELORA_")
             if ours and not name.startswith(("CELORA_TEST_", "CELORA_SHARED_")):
                 patch.delenv(name)
+        patch.delenv("COLUMNS", raising=False)  # tables are as wide as they need to be
         home = tmp_path_factory.mktemp("home")
         patch.setenv("CELORA_HOME", str(home / "celora"))
         patch.setenv("HF_HOME", str(home / "huggingface"))

@@ -15,7 +15,16 @@ tenants = typer.Typer(
     help="List tenants with what they use; set weights and limits.",
 )
 
-_Number = Annotated[str | None, typer.Option(metavar="N|none", show_default=False)]
+
+def _limit_option(words: str) -> Any:
+    return typer.Option(metavar="N|none", help=words, show_default=False)
+
+
+_Running = Annotated[str | None, _limit_option("Jobs on GPUs at once.")]
+_Queued = Annotated[str | None, _limit_option("Prepared jobs that wait for a GPU.")]
+_Hours = Annotated[str | None, _limit_option("GPU hours in a calendar month (UTC).")]
+_Disk = Annotated[str | None, _limit_option("GB on disk, 10⁹ bytes each.")]
+_EachUser = Annotated[str | None, _limit_option("The same, for each of its users.")]
 
 
 @tenants.callback()
@@ -57,14 +66,14 @@ def change(
     weight: Annotated[
         float | None, typer.Option(help="Its part of the pool beside others.", show_default=False)
     ] = None,
-    max_running_jobs: _Number = None,
-    max_queued_jobs: _Number = None,
-    gpu_hours_per_month: _Number = None,
-    disk_gb: _Number = None,
-    user_max_running_jobs: _Number = None,
-    user_max_queued_jobs: _Number = None,
-    user_gpu_hours_per_month: _Number = None,
-    user_disk_gb: _Number = None,
+    max_running_jobs: _Running = None,
+    max_queued_jobs: _Queued = None,
+    gpu_hours_per_month: _Hours = None,
+    disk_gb: _Disk = None,
+    user_max_running_jobs: _EachUser = None,
+    user_max_queued_jobs: _EachUser = None,
+    user_gpu_hours_per_month: _EachUser = None,
+    user_disk_gb: _EachUser = None,
     may_preempt: Annotated[
         bool | None,
         typer.Option(

@@ -15,7 +15,8 @@ from models.settings import Settings
 from tests.environment import variables
 from tests.stack import Stack
 
-pytestmark = pytest.mark.torch
+# The demo and `celora up` run on the same defaults in the quicker tests.
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ def scene() -> Iterator[Stack]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupted_it_leaves_nothing_behind(scene: Stack, number: signal.Signals) -> None:
     demo = scene.start("demo", "--home", str(scene.folder / "home"))
     scene.wait_until("the base is being made", lambda: "pre-training: " in demo.said(), seconds=180)
