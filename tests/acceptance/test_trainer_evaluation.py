@@ -57,6 +57,7 @@ def test_an_evaluation_stops_in_the_middle(warm: Trainer, base: Path, tmp_path: 
     assert warm.checked().differences == []
 
 
+@pytest.mark.slow
 def test_a_full_job_is_evaluated_against_its_base(base: Path, data: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"evaluate": True, "eval_generate_rows": 2, "eval_max_new_tokens": 4}
     run = make_run(base, data, tmp_path, method="full", **fields)

@@ -99,7 +99,7 @@ def test_wait_goes_on_after_its_connections_were_cut() -> None:
         with engine().connect() as connection:
             cut = connection.execute(
                 text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
                     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
             ).all()
@@ -116,7 +116,7 @@ def test_a_cut_connection_is_told_and_then_forgotten() -> None:
     with transaction() as session:
         session.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
             )
         )

@@ -206,7 +206,7 @@ def allow(server: psycopg.Connection, name: str, *, connections: bool) -> None:
         )
     )
     server.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name]
     )
 
 

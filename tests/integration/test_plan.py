@@ -179,6 +179,7 @@ def test_the_command_prints_parts_and_the_record_is_json(
     assert told["model"]["trainable"] == counted.trainable
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planned_is_explained(base: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(BaseModelError, match="configuration"):
