@@ -20,18 +20,11 @@ from models.queries import attempts, history
 from models.queries.attempts import Claim
 from models.session import transaction
 from models.settings import settings
-from models.states import Outcome, Stage, StopReason
+from models.states import STOPPED_AS, Stage, StopReason
 
 _log = logging.getLogger(__name__)
 
 DROPPED_TICKETS = "tickets_dropped"  # counter: late, repeated and reordered tickets
-
-OUTCOMES = {
-    StopReason.CANCEL: Outcome.CANCELLED,
-    StopReason.PAUSE: Outcome.PAUSED,
-    StopReason.PREEMPT: Outcome.PREEMPTED,
-    StopReason.DRAIN: Outcome.DRAINED,
-}
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ class WorkerSession:
         def end(session: Session) -> None:
             self.report(session)
             attempts.end_attempt(
-                session, *held, OUTCOMES[reason], reason="stopped between two stages"
+                session, *held, STOPPED_AS[reason], reason="stopped between two stages"
             )
 
         try:

@@ -22,13 +22,13 @@ from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, now
 from gpu_worker.protocol import Evaluated, EvaluationResult, Failed, Trained
 from gpu_worker.recorder import Recorder
-from gpu_worker.session import OUTCOMES, LeaseLost
+from gpu_worker.session import LeaseLost
 from models import store
 from models.errors import CeloraError, StateError, TimeLimitError
 from models.queries import attempts, history, products
 from models.queries.attempts import Claim
 from models.settings import settings
-from models.states import Outcome, Stage, StopReason
+from models.states import STOPPED_AS, Outcome, Stage, StopReason
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class StageEnd:
     def stopped(self, reason: StopReason | None, *, step: int | None = None) -> bool:
         """Stopped as asked; for no reason: over the time limit."""
         if reason is not None:
-            return self._end(OUTCOMES[reason], step=step)
+            return self._end(STOPPED_AS[reason], step=step)
         error = TimeLimitError(
             f"the job used its {self.claim.spec.time_limit_seconds} s of GPU time",
             remedy="submit it with a higher time_limit_seconds, or fewer steps",

@@ -52,6 +52,14 @@ class StopReason(StrEnum):
     DRAIN = "drain"
 
 
+# How an attempt ends that stopped as it was asked to.
+STOPPED_AS = {
+    StopReason.CANCEL: Outcome.CANCELLED,
+    StopReason.PAUSE: Outcome.PAUSED,
+    StopReason.PREEMPT: Outcome.PREEMPTED,
+    StopReason.DRAIN: Outcome.DRAINED,
+}
+
 # An attempt that was asked to stop for two reasons stops for the stronger one.
 _STRENGTH = (StopReason.DRAIN, StopReason.PREEMPT, StopReason.PAUSE, StopReason.CANCEL)
 

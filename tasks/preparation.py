@@ -21,14 +21,14 @@ from gpu_worker.bases import resolve
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, LeaseLostError, now
 from gpu_worker.patience import patiently
-from gpu_worker.session import OUTCOMES, WorkerSession
+from gpu_worker.session import WorkerSession
 from models import disk, store
 from models.errors import CeloraError, StaleFenceError, UnavailableError
 from models.queries import attempts, history, products
 from models.queries.attempts import Claim
 from models.queries.prepared import Place, find_place
 from models.settings import settings
-from models.states import Outcome, Stage, StopReason
+from models.states import STOPPED_AS, Outcome, Stage, StopReason
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class _Attempt:
                     self.inbox.set_deadline(Due.GRACE, now() + settings().cancel_grace_seconds)
                 case Due.GRACE:
                     # It sits in a download: left alone, it finds out when it comes back.
-                    return self._end(OUTCOMES[stop or StopReason.CANCEL])
+                    return self._end(STOPPED_AS[stop or StopReason.CANCEL])
 
     # In the thread
 
@@ -184,7 +184,7 @@ class _Attempt:
 
     def _ended(self, error: BaseException, stop: StopReason | None) -> bool:
         if stop is not None:
-            return self._end(OUTCOMES[stop])
+            return self._end(STOPPED_AS[stop])
         if isinstance(error, UnavailableError):
             # The job's error only when it was lost too often.
             return self._end(Outcome.LOST, reason=error.what, error=error.record())

@@ -16,7 +16,7 @@ from models.queries.history import add_event
 from models.queries.products import newest_checkpoint
 from models.queries.settle import move, settle
 from models.spec import JobSpec, stored_spec
-from models.states import JobState, Outcome, Stage, StopReason
+from models.states import STOPPED_AS, JobState, Outcome, Stage, StopReason
 from models.tables import Attempt, Checkpoint, Gpu, Job
 
 __all__ = [
@@ -325,12 +325,7 @@ _CLAIM = text("""
 
 def _stop_between_stages(session: Session, job: Job, now: datetime, worker_session: str) -> None:
     """A claimed attempt whose next stage was not begun when the stop came: nothing runs, end it."""
-    outcome = {
-        StopReason.CANCEL: Outcome.CANCELLED,
-        StopReason.PAUSE: Outcome.PAUSED,
-        StopReason.PREEMPT: Outcome.PREEMPTED,
-        StopReason.DRAIN: Outcome.DRAINED,
-    }[StopReason(job.stop_requested or "")]
+    outcome = STOPPED_AS[StopReason(job.stop_requested or "")]
     due = (Attempt.worker_session == worker_session) & (
         literal(job.stage) != all_(Attempt.claimed_stages)
     )

@@ -19,7 +19,7 @@ from models.queries.history import add_event
 from models.queries.lanes import lane_of
 from models.queries.settle import move, settle
 from models.spec import JobSpec
-from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, is_stronger
+from models.states import STOPPED_AS, TERMINAL, JobState, Stage, StopReason, is_stronger
 from models.tables import Attempt, Job, Tenant
 from models.turns import head_start
 
@@ -179,7 +179,7 @@ def request_stop(session: Session, job_id: str, reason: StopReason) -> Job:
             add_event(session, job_id, "stop_requested", f"asked to stop: {reason}")
     elif live is not None:
         job.stop_requested = reason
-        settle(session, job, now, _OUTCOMES[reason], reason="it had not started yet")
+        settle(session, job, now, STOPPED_AS[reason], reason="it had not started yet")
     elif reason in {StopReason.CANCEL, StopReason.PAUSE}:
         wanted = JobState.CANCELLED if reason is StopReason.CANCEL else JobState.PAUSED
         if wanted is not state:
@@ -188,14 +188,6 @@ def request_stop(session: Session, job_id: str, reason: StopReason) -> Job:
             add_event(session, job_id, wanted, f"{wanted} while it waited")
     session.flush()
     return job
-
-
-_OUTCOMES = {
-    StopReason.CANCEL: Outcome.CANCELLED,
-    StopReason.PAUSE: Outcome.PAUSED,
-    StopReason.PREEMPT: Outcome.PREEMPTED,
-    StopReason.DRAIN: Outcome.DRAINED,
-}
 
 
 def resume_job(session: Session, job_id: str) -> Job:

@@ -12,7 +12,14 @@ from sqlalchemy.orm import Session
 from models.errors import InputError, NotFoundError
 from models.queries.history import WAKE_CHANNEL
 from models.queries.lanes import user_id_of
-from models.queries.shares import SHARES, USER_LIMIT, share_parameters
+from models.queries.shares import (
+    SHARES,
+    TENANT_DISK,
+    TENANT_MONTH,
+    USER_LIMIT,
+    USER_MONTH,
+    share_parameters,
+)
 from models.tables import Tenant, User
 
 USER_LIMITS = ("max_running_jobs", "max_queued_jobs", "gpu_hours_per_month", "disk_bytes")
@@ -121,8 +128,6 @@ def _wake(session: Session) -> None:
     session.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
 
 
-_MONTH = "date_trunc('month', statement_timestamp() AT TIME ZONE 'UTC')::date"
-
 _USERS = text(f"""
     WITH {SHARES}
     SELECT users.tenant_id, users.name,
@@ -132,9 +137,7 @@ _USERS = text(f"""
                AS gpu_hours_per_month,
            coalesce(users.disk_bytes, tenants.user_disk_bytes) AS disk_bytes,
            coalesce(held.jobs, 0) AS running,
-           CAST(coalesce(held.gpu_seconds, 0) + coalesce((
-               SELECT sum(usage_days.gpu_seconds) FROM usage_days
-               WHERE user_id = users.id AND day >= {_MONTH}), 0) AS float8) / 3600
+           CAST(coalesce(held.gpu_seconds, 0) + coalesce(({USER_MONTH}), 0) AS float8) / 3600
                AS gpu_hours_this_month,
            users.disk_used_bytes, {USER_LIMIT} AS over_limit
     FROM users JOIN tenants ON tenants.id = users.tenant_id
@@ -152,13 +155,9 @@ _TENANTS = text(f"""
                AS running,
            waiting.queued, waiting.pending,
            CAST(coalesce((SELECT sum(gpu_seconds) FROM live WHERE live.tenant_id = tenants.id), 0)
-               + coalesce((
-               SELECT sum(usage_days.gpu_seconds) FROM usage_days
-               JOIN users ON users.id = usage_days.user_id
-               WHERE users.tenant_id = tenants.id AND day >= {_MONTH}), 0) AS float8) / 3600
+               + coalesce(({TENANT_MONTH}), 0) AS float8) / 3600
                AS gpu_hours_this_month,
-           coalesce((SELECT CAST(sum(disk_used_bytes) AS bigint) FROM users
-                     WHERE users.tenant_id = tenants.id), 0) AS disk_used_bytes,
+           coalesce(CAST(({TENANT_DISK}) AS bigint), 0) AS disk_used_bytes,
            shares.over_limit
     FROM tenants JOIN shares ON shares.tenant_id = tenants.id
     CROSS JOIN LATERAL (

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from celora.cli import application
-from celora.cli.failures import run
 from celora.client import pause
 from models.queries import history, products
 from models.session import transaction
@@ -27,19 +25,6 @@ Celora = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def _empty(database: str) -> None:  # noqa: ARG001 (after the database, before each test)
     records.clear()
-
-
-@pytest.fixture
-def celora(capsys: pytest.CaptureFixture[str]) -> Celora:
-    """Run a command as the console script does: (exit code, output, errors)."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        app = application(list(arguments))
-        code = run(lambda: app(list(arguments), prog_name="celora", standalone_mode=False))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return command
 
 
 def submit(celora: Celora, *more: str) -> dict[str, Any]:

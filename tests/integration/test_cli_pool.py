@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-from celora.cli import application
-from celora.cli.failures import run
 from models.states import Stage, StopReason
 from tests import records
 from tests.records import add_gpu, claimed, job, place, queued
@@ -21,19 +19,6 @@ Celora = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def _empty(database: str) -> None:  # noqa: ARG001 (after the database, before each test)
     records.clear()
-
-
-@pytest.fixture
-def celora(capsys: pytest.CaptureFixture[str]) -> Celora:
-    """Run a command as the console script does: (exit code, output, errors)."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        app = application(list(arguments))
-        code = run(lambda: app(list(arguments), prog_name="celora", standalone_mode=False))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return command
 
 
 def test_limits_are_set_shown_and_taken_away(celora: Celora) -> None:

@@ -11,8 +11,6 @@ import pytest
 from sqlalchemy import text
 
 import celora
-from celora.cli import application
-from celora.cli.failures import run
 from celora.planning.architecture import architecture_of
 from celora.planning.memory import Architecture, optimizer_bytes, weight_bytes
 from celora.planning.plan import make_plan, record
@@ -153,24 +151,13 @@ def test_gpus_of_the_pool_and_hours_from_like_jobs(base: Path, counted: Architec
     assert make_plan(spec(base, gpu_model="a100"), model=counted).fits == ()
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        app = application(list(arguments))
-        code = run(lambda: app(list(arguments), prog_name="celora", standalone_mode=False))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
-
-
 def test_the_command_prints_parts_and_the_record_is_json(
     base: Path,
     rows: Path,
     counted: Architecture,
-    command: Callable[..., tuple[int, str, str]],
+    celora: Callable[..., tuple[int, str, str]],
 ) -> None:
-    code, out, err = command("plan", "--base-model", str(base), "--dataset", str(rows))
+    code, out, err = celora("plan", "--base-model", str(base), "--dataset", str(rows))
     assert (code, err) == (0, "")
     for word in ("parameters", "weights", "activations", "steps", "overhead"):
         assert word in out

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from celora.cli import application
-from celora.cli.failures import run
 from celora.report.facts import read_runs, spec_differences
 from celora.report.page import html
 from models.queries import history, products, samples
@@ -152,25 +150,14 @@ def test_a_job_that_has_not_begun_has_a_report_too() -> None:
     assert "<svg" not in page
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        app = application(list(arguments))
-        code = run(lambda: app(list(arguments), prog_name="celora", standalone_mode=False))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
-
-
 def test_the_command_writes_html_and_png(
-    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+    celora: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     job_id, other = finished(), finished()
     page, sheet = tmp_path / "report.html", tmp_path / "report.png"
-    code, out, err = command("report", job_id, "-o", str(page))
+    code, out, err = celora("report", job_id, "-o", str(page))
     assert (code, out.strip(), err) == (0, str(page), "")
-    assert command("report", "--compare", job_id, other, "-o", str(sheet))[0] == 0
+    assert celora("report", "--compare", job_id, other, "-o", str(sheet))[0] == 0
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
@@ -184,9 +171,9 @@ def test_the_command_writes_html_and_png(
     ],
 )
 def test_what_cannot_be_reported_is_explained(
-    command: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], said: str
+    celora: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], said: str
 ) -> None:
     records.submit()
-    code, _, err = command("report", *arguments)
+    code, _, err = celora("report", *arguments)
     assert code == 2
     assert said in err

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from celora.cli import application
-from celora.cli.failures import run
 from gpu_worker import leftovers
 from models import store
 from models.queries import disk_use, products
@@ -31,19 +29,6 @@ def artifacts(database: str, tmp_path: Path) -> Iterator[str]:  # noqa: ARG001 (
     with stored.artifacts("local", tmp_path) as url:
         records.clear()
         yield url
-
-
-@pytest.fixture
-def celora(capsys: pytest.CaptureFixture[str]) -> Celora:
-    """Run a command as the console script does: (exit code, output, errors)."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        app = application(list(arguments))
-        code = run(lambda: app(list(arguments), prog_name="celora", standalone_mode=False))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return command
 
 
 def used() -> dict[str, int]:
