@@ -59,6 +59,6 @@ pip_install() {
 if [ -n "${TORCH_INDEX_URL:-}" ]; then
     pip_install --index-url "$TORCH_INDEX_URL" torch
 fi
-pip_install -e '.[train,flower,track,report,dev]'
+pip_install -e '.[train,flower,track,report,api,notify,dev]'
 : >"$stamp"
 echo "Ready after $(($(date +%s) - started)) s."

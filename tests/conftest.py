@@ -11,6 +11,7 @@ used where they answer; else servers are started. CELORA_TEST_OWN_SERVERS=1 alwa
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -55,6 +56,13 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         forget_settings()
         yield
     forget_settings()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaks_are_told_where_they_happen() -> Iterator[None]:
+    """Else a socket left open by one module is a warning, and so a failure, of another."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

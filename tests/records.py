@@ -116,10 +116,11 @@ def end(job_id: str, fence: int, outcome: Outcome, **details: Any) -> Job:
 
 
 def prepare(job_id: str) -> None:
-    """Take a pending job through preprocessing."""
-    assert place_preparation(1000) > 0
+    """Take a pending job through preprocessing; a dispatcher that runs may have placed it first."""
+    place_preparation(1000)
     with transaction() as session:
         fence = jobs.get_job(session, job_id).fence
+    assert fence > 0
     claimed(job_id, Stage.PREPROCESS, worker_session="cpu")
     with transaction() as session:
         products.set_prepared(
