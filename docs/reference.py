@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from models.settings import Settings
@@ -113,7 +114,14 @@ def _type(annotation: Any) -> str:
         return "map of text to text"
     if origin is not None:  # Annotated
         return _type(arguments[0])
-    words = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
+    words: dict[Any, str] = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        Path: "path",
+        SecretStr: "secret",
+    }
     return words[annotation]
 
 

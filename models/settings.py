@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -23,6 +23,10 @@ class Settings(BaseSettings):
     broker_url: str = Field("", description="Celery broker URL; empty: a folder in `home`")
     artifacts: str = Field("", description="fsspec URL for checkpoints, prepared data and adapters")
     home: Path = Field(Path("~/.celora"), description="folder for all local state")
+
+    secret_key: SecretStr | None = Field(
+        None, description="Fernet keys that seal stored secrets; the first seals, all open"
+    )
 
     host: str = Field("", description="name of this machine in queues and tables; empty: its own")
     lock_folder: str = Field(

@@ -66,3 +66,14 @@ def grant_reader(
     with transaction() as session:
         made = grant(session, role)
     print(f"{role} {'was made and ' if made else ''}reads schema admin")
+
+
+@db.command("new-key")
+def new_key() -> None:
+    """Print a key for CELORA_SECRET_KEY, which seals the secrets that are kept.
+
+    To replace a key put the new one in front of the old one, separated by a comma.
+    """
+    from models import secrets
+
+    print(secrets.new_key())
