@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     dataset_roots: str = Field(
         "", description="path-separated folders that data sets may be read from; empty: any"
     )
+    api_requests_per_minute: int = Field(
+        600, ge=0, description="HTTP requests of one API key in a minute; 0: any number"
+    )
     allow_scripted: bool = Field(
         default=False, description="accept `scripted:` base models (fault and chaos tests)"
     )

@@ -38,6 +38,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "dispatcher": ("processes", "dispatcher", "Processes"),
     "cpu-worker": ("processes", "cpu_worker", "Processes"),
     "gpu-worker": ("processes", "gpu_worker", "Processes"),
+    "api": ("processes", "api", "Processes"),
     "flower": ("processes", "flower", "Processes"),
 }
 

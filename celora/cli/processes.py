@@ -1,4 +1,5 @@
-"""Commands that run until they are told to stop: up, dispatcher, cpu-worker, gpu-worker, flower."""
+"""Commands that run until they are told to stop: up, dispatcher, cpu-worker, gpu-worker, api,
+flower."""
 
 from __future__ import annotations
 
@@ -104,6 +105,25 @@ def gpu_worker(
     from gpu_worker.launcher import main
 
     main(devices)
+
+
+def api(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="TCP port; 0: any free one.")] = 8000,
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; put a TLS proxy in front of any other.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the HTTP API: OpenAI's fine-tuning endpoints, and its own page at /docs.
+
+    Several may run on one database. Keys are made with `celora keys create`.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise SetupError("the HTTP API is not installed", remedy="pip install 'celora[api]'")
+    from celora.api.serve import serve
+
+    serve(address, port)
 
 
 def flower(

@@ -1,10 +1,21 @@
 """The tables, one subject a file. Units stand in column names; times are timestamptz."""
 
+from models.tables.api import ApiKey, ApiRate
+from models.tables.adapters import (
+    Adapter,
+    AdapterAlias,
+    AdapterGate,
+    AdapterMove,
+    AdapterName,
+    Rating,
+)
 from models.tables.attempts import Attempt
 from models.tables.base import Base
+from models.tables.files import StoredFile
 from models.tables.forecasts import Forecast
 from models.tables.gpus import Gpu, GpuSample
 from models.tables.history import Counter, Event, LogLine, Metric
+from models.tables.hub_tokens import HubToken
 from models.tables.jobs import Job
 from models.tables.lanes import GpuNeed, Lane
 from models.tables.outbox import Ticket
@@ -13,6 +24,13 @@ from models.tables.rollups import BestEvaluation, GpuPrice, TenantDay, WaitDay
 from models.tables.tenants import Tenant, UsageDay, User
 
 __all__ = [
+    "Adapter",
+    "AdapterAlias",
+    "AdapterGate",
+    "AdapterMove",
+    "AdapterName",
+    "ApiKey",
+    "ApiRate",
     "Artifact",
     "Attempt",
     "Base",
@@ -26,12 +44,15 @@ __all__ = [
     "GpuNeed",
     "GpuPrice",
     "GpuSample",
+    "HubToken",
     "Job",
     "Lane",
     "LogLine",
     "Metric",
     "PreparedData",
+    "Rating",
     "Sample",
+    "StoredFile",
     "Tenant",
     "TenantDay",
     "Ticket",
