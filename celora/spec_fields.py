@@ -37,6 +37,7 @@ class SpecFields(DataFields, total=False):
 
     version: Literal[1]
     name: str | None
+    adapter_name: str | None
     dataset: str
     method: Method
     rank: int

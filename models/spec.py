@@ -34,7 +34,9 @@ COLUMN_ROLES = frozenset(
 )
 DEFAULT_LEARNING_RATES: dict[str, float] = {"lora": 1e-4, "qlora": 2e-4, "full": 2e-5}
 
+ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # no "/" and "@": references are split there
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w .:/-]*$")]
+AdapterName = Annotated[str, Field(min_length=1, max_length=64, pattern=ADAPTER_NAME_PATTERN)]
 
 
 class JobSpec(BaseModel):
@@ -45,6 +47,10 @@ class JobSpec(BaseModel):
     version: Literal[1] = Field(1, description="version of this schema")
     name: Name | None = Field(
         None, description="a name people recognise the job by, 1–64 characters"
+    )
+    adapter_name: AdapterName | None = Field(
+        None,
+        description="name under which its adapter becomes the next version: letters, digits, . _ -",
     )
 
     # The base model

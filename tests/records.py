@@ -15,7 +15,7 @@ from models.queries.placement import Placement
 from models.session import transaction
 from models.spec import JobSpec
 from models.states import JobState, Outcome, Stage
-from models.tables import Attempt, Counter, Gpu, Job, PreparedData, Tenant, Ticket
+from models.tables import AdapterName, Attempt, Counter, Gpu, Job, PreparedData, Tenant, Ticket
 
 LEASE_SECONDS = 60.0
 STALE_SECONDS = 30.0
@@ -25,7 +25,7 @@ def clear() -> None:
     """Empty every table, for tests of one module that count what is there."""
     with transaction() as session:
         # Not TRUNCATE: its files cost ten times as much as deleting a few rows.
-        for table in (Job, Gpu, Tenant, Ticket, Counter, PreparedData):
+        for table in (AdapterName, Job, Gpu, Tenant, Ticket, Counter, PreparedData):
             session.execute(delete(table))
 
 

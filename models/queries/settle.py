@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from models.ending import land
 from models.errors import WorkerLostError
+from models.queries.adapter_versions import add_version_of_completed
 from models.queries.fence import forget_fence
 from models.queries.history import add_event
 from models.settings import settings
@@ -65,6 +66,8 @@ def settle(
     if ended.gpu_seconds:
         charge(session, job, ended.gpu_seconds)
     level = "error" if job.state == JobState.FAILED else _LEVELS.get(outcome, "info")
+    if job.state == JobState.COMPLETED and job.spec.get("adapter_name"):
+        add_version_of_completed(session, job)
     kind, message = _story(job, before, outcome, reason)
     add_event(session, job.id, kind, message, level=level, wake=True)
     return True

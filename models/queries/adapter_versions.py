@@ -1,0 +1,99 @@
+"""Giving out the next version of a name. Whoever does locks the name's row: no number is given
+twice, and none is left out, as a transaction that fails gives its number back."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from models.errors import StateError
+from models.queries.history import add_event
+from models.states import JobState
+from models.tables import Adapter, Artifact, Job
+
+
+def artifact_of(session: Session, job_id: str) -> Artifact | None:
+    """The newest adapter or model of a job that stands."""
+    return session.scalars(
+        select(Artifact)
+        .where(
+            Artifact.job_id == job_id,
+            Artifact.deleted_at.is_(None),
+            Artifact.kind.in_(["adapter", "model"]),
+        )
+        .order_by(Artifact.id.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def add_version_of_completed(session: Session, job: Job) -> None:
+    """What a job that asked for a name does as it completes: nothing that could keep it from it."""
+    name = str(job.spec["adapter_name"])
+    if artifact_of(session, job.id) is None:
+        said = f"not registered as {name}: it left no adapter"
+        add_event(session, job.id, "adapter", said, level="warn")
+        return
+    add_version(session, job, name, job.user_name)
+
+
+def add_version(session: Session, job: Job, name: str, who: str) -> Adapter:
+    """Make a locked job's adapter the next version of `name`; one that it is already is returned.
+
+    Raises StateError for a job that has not completed or has left no adapter.
+    """
+    artifact = artifact_of(session, job.id)
+    if artifact is None or job.state != JobState.COMPLETED:
+        why = f"is {job.state}" if job.state != JobState.COMPLETED else "has no adapter any more"
+        raise StateError(
+            f"job {job.id} {why}: only the adapter of a completed job gets a version",
+            remedy="`celora job` shows where it stands",
+        )
+    name_id = session.scalars(_NEXT_NAME, {"tenant_id": job.tenant_id, "name": name}).one()
+    known = session.scalars(
+        select(Adapter).where(
+            Adapter.name_id == name_id, Adapter.job_id == job.id, Adapter.deleted_at.is_(None)
+        )
+    ).one_or_none()
+    if known is not None:
+        return known
+    values = {
+        "name_id": name_id,
+        "job_id": job.id,
+        "artifact_id": artifact.id,
+        "kind": artifact.kind,
+        "url": artifact.url,
+        "size_bytes": artifact.size_bytes,
+        "digest": artifact.digest,
+        "data_digest": job.data_digest,
+        "base_model": job.base_model,
+        "base_revision": job.base_revision,
+        "method": job.method,
+        "rank": None if job.method == "full" else job.spec.get("rank"),
+        "seed": job.spec.get("seed", 0),
+        "spec": job.spec,
+        "code_versions": (job.result or {}).get("versions", {}),
+        "registered_by": who,
+    }
+    number = session.scalars(_COUNT, {"name_id": name_id}).one()
+    made = Adapter(version=number, **values)
+    session.add(made)
+    add_event(
+        session,
+        job.id,
+        "adapter",
+        f"registered as {name}/{number}",
+        data={"name": name, "version": number},
+    )
+    return made
+
+
+# The name's row is made, or locked.
+_NEXT_NAME = text("""
+    INSERT INTO adapter_names (tenant_id, name, versions) VALUES (:tenant_id, :name, 0)
+    ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name
+    RETURNING id
+""")
+
+_COUNT = text("""
+    UPDATE adapter_names SET versions = versions + 1 WHERE id = :name_id RETURNING versions
+""")
