@@ -85,6 +85,15 @@ class Settings(BaseSettings):
         ge=0,
         description="how much earlier a job may go because its base model is loaded on a free GPU",
     )
+    chat_idle_seconds: float = Field(
+        300, gt=0, description="a chat in which nothing is asked for so long ends"
+    )
+    chat_lost_seconds: float = Field(
+        30, gt=0, description="a chat whose client has not been heard of for so long ends"
+    )
+    chat_keep_seconds: float = Field(
+        86_400, ge=0, description="how long after its end what was said in a chat is kept"
+    )
     sweep_seconds: float = Field(
         600, gt=0, description="how often the dispatcher deletes what retention lets go"
     )
@@ -92,6 +101,31 @@ class Settings(BaseSettings):
         86_400,
         gt=0,
         description="age at which files that belong to nothing on record are deleted",
+    )
+    notify_attempts: int = Field(
+        11, ge=1, description="tries after which a notification is given up"
+    )
+    notify_retry_seconds: float = Field(
+        5, gt=0, description="pause after a notification's first try; each next one is 4 times that"
+    )
+    notify_timeout_seconds: float = Field(
+        15, gt=0, description="time that one try of a notification may take"
+    )
+    notify_log_days: float = Field(
+        30, ge=0, description="how long deliveries that are over stay on record"
+    )
+    notify_services: str = Field(
+        "mailto,mailtos,slack,workflows,tgram,discord,gchat,mmosts,rockets,matrixs,ntfys,gotifys,"
+        "pover,pagerduty,opsgenie,webex,zulip,jsons",
+        description="comma-separated Apprise services (URL schemes) that targets may use",
+    )
+    notify_private_hosts: str = Field(
+        "",
+        description="comma-separated hosts and networks that notifications may reach although "
+        "they are private: chat.corp, 10.1.0.0/16",
+    )
+    notify_allow_http: bool = Field(
+        default=False, description="accept webhooks whose URL is http://, without encryption"
     )
     max_row_problems: int = Field(
         50, ge=1, description="row problems listed before the rest is counted"

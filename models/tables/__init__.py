@@ -1,6 +1,5 @@
 """The tables, one subject a file. Units stand in column names; times are timestamptz."""
 
-from models.tables.api import ApiKey, ApiRate
 from models.tables.adapters import (
     Adapter,
     AdapterAlias,
@@ -9,8 +8,10 @@ from models.tables.adapters import (
     AdapterName,
     Rating,
 )
+from models.tables.api import ApiKey, ApiRate
 from models.tables.attempts import Attempt
 from models.tables.base import Base
+from models.tables.chats import Chat, ChatTurn
 from models.tables.files import StoredFile
 from models.tables.forecasts import Forecast
 from models.tables.gpus import Gpu, GpuSample
@@ -18,6 +19,7 @@ from models.tables.history import Counter, Event, LogLine, Metric
 from models.tables.hub_tokens import HubToken
 from models.tables.jobs import Job
 from models.tables.lanes import GpuNeed, Lane
+from models.tables.notifications import Delivery, JobTarget, Target
 from models.tables.outbox import Ticket
 from models.tables.products import Artifact, Checkpoint, Evaluation, PreparedData, Sample
 from models.tables.rollups import BestEvaluation, GpuPrice, TenantDay, WaitDay
@@ -35,8 +37,11 @@ __all__ = [
     "Attempt",
     "Base",
     "BestEvaluation",
+    "Chat",
+    "ChatTurn",
     "Checkpoint",
     "Counter",
+    "Delivery",
     "Evaluation",
     "Event",
     "Forecast",
@@ -46,6 +51,7 @@ __all__ = [
     "GpuSample",
     "HubToken",
     "Job",
+    "JobTarget",
     "Lane",
     "LogLine",
     "Metric",
@@ -53,6 +59,7 @@ __all__ = [
     "Rating",
     "Sample",
     "StoredFile",
+    "Target",
     "Tenant",
     "TenantDay",
     "Ticket",

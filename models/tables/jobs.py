@@ -5,12 +5,12 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from models.states import JobState, Stage, StopReason
+from models.states import JobState, Purpose, Stage, StopReason
 from models.tables.base import Base, Created, Instant, JobId, Json
 from models.tables.tenants import Tenant
 
 
-def one_of(column: str, values: type[JobState | Stage | StopReason]) -> str:
+def one_of(column: str, values: type[JobState | Stage | StopReason | Purpose]) -> str:
     """A CHECK that a text column holds one of an enumeration's values.
 
     Text with a check, not a Postgres enum: a check is replaced in one migration that an old
@@ -26,6 +26,7 @@ class Job(Base):
         CheckConstraint(one_of("state", JobState), name="state_known"),
         CheckConstraint(one_of("stage", Stage), name="stage_known"),
         CheckConstraint(one_of("stop_requested", StopReason), name="stop_known"),
+        CheckConstraint(one_of("purpose", Purpose), name="purpose_known"),
         # Placement probes the best job of each lane here: the order is the dispatcher's.
         Index(
             "ix_jobs_queued_turn",
@@ -33,6 +34,13 @@ class Job(Base):
             "turn_at",
             "id",
             postgresql_where=text("state = 'queued' AND waits_for IS NULL"),
+        ),
+        # For telling who has waited too long: those that wait longest first.
+        Index(
+            "ix_jobs_waiting",
+            "tenant_id",
+            "queued_at",
+            postgresql_where=text("state IN ('pending', 'queued') AND waits_for IS NULL"),
         ),
         # Preparation probes likewise.
         Index(
@@ -59,6 +67,8 @@ class Job(Base):
             "ix_jobs_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")
         ),
         Index("ix_jobs_started_at", "started_at", postgresql_where=text("started_at IS NOT NULL")),
+        # What was exported of a job, and who still needs its adapter.
+        Index("ix_jobs_source_job", "source_job", postgresql_where=text("source_job IS NOT NULL")),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
@@ -73,6 +83,14 @@ class Job(Base):
     name: Mapped[str | None]
     idempotency_key: Mapped[str | None]
 
+    # Of an export or a chat: the job that trained the adapter, and what is asked of it (see
+    # models/adapter_work.py). `spec` is then what that job was trained with.
+    purpose: Mapped[str] = mapped_column(server_default="tune")
+    source_job: Mapped[str | None] = mapped_column(
+        Text(collation="C"), ForeignKey("jobs.id", ondelete="SET NULL")
+    )
+    work: Mapped[Json | None]
+
     spec: Mapped[Json]  # JobSpec as JSON, whole: what was asked is never rewritten
     base_model: Mapped[str]  # copied from spec, for people's SQL
     method: Mapped[str]
@@ -82,6 +100,8 @@ class Job(Base):
     waits_for: Mapped[str | None] = mapped_column(
         Text(collation="C"), ForeignKey("jobs.id", ondelete="SET NULL")
     )
+    # What came over HTTP, as its answers repeat it: model, files, suffix, integrations, digest.
+    request: Mapped[Json | None]
 
     state: Mapped[str] = mapped_column(server_default="pending")
     stage: Mapped[str] = mapped_column(server_default="preprocess")
