@@ -29,7 +29,7 @@ def plan(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Tell what a job would train, need and take, before a GPU is used.
+    """Tell what a job would train, need, take and cost, before a GPU is used.
 
     celora plan --base-model BASE --dataset rows.jsonl --method qlora
     """
@@ -55,18 +55,30 @@ def _print(plan: Plan) -> None:
     rows = [(p.name, _gb(p.low), _gb(p.expected), _gb(p.high)) for p in memory.parts]
     rows.append(("all", _gb(memory.low), _gb(memory.expected), _gb(memory.high)))
     out.print(table(["GB", "low", "expected", "high"], rows, right="low expected high"))
+    if plan.correction.jobs:
+        factor, jobs = plan.correction.factor, plan.correction.jobs
+        print(f"Activations × {factor:.2f}, from the measured peaks of {jobs} finished jobs.")
     if plan.fits:
         print("\nGPUs of the pool")
         titles = ["device", "GB", "count", "fits", "micro-batch × accumulation", "GPU hours"]
-        out.print(table(titles, (_fit(one) for one in plan.fits), right="GB count"))
-        for pace in sorted({one.pace for one in plan.fits if one.pace}):
-            print(f"Hours from {pace}.")
-        if plan.training_tokens is not None and not any(one.pace for one in plan.fits):
-            print("No job like it has finished on these GPUs yet: no hours are known.")
+        pool = (_fit(one) for one in plan.fits)
+        out.print(table([*titles, "cost"], pool, right="GB count cost"))
+        for note in _notes(plan):
+            print(note)
     for warning in plan.data.verdict.get("warnings", ()) if plan.data else ():
         print(f"! {warning}")
     if plan.data is not None and not plan.data.ok:
         print(f"! the data cannot be used: {plan.data.error}; `celora validate` lists the rows")
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """What the table's hours and costs rest on, or why there are none."""
+    for pace in sorted({one.pace for one in plan.fits if one.pace}):
+        yield f"Hours from {pace}."
+    if plan.training_tokens is not None and not any(one.pace for one in plan.fits):
+        yield "No job like it has finished on these GPUs yet: no hours are known, and no cost."
+    for device in sorted({one.device for one in plan.fits if one.price_per_hour is None}):
+        yield f"No price is set for {device}: `celora prices set` sets one."
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -91,7 +103,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 def _fit(fit: Fit) -> tuple[str, ...]:
     rows = "—" if fit.micro_batch is None else f"{fit.micro_batch} × {fit.gradient_accumulation}"
     hours = "" if fit.gpu_hours is None else duration(fit.gpu_hours * 3600)
-    return (fit.device, _gb(fit.memory_bytes), str(fit.count), fit.fits, rows, hours)
+    cost = "" if fit.cost is None else f"{fit.cost:,.2f}"
+    return (fit.device, _gb(fit.memory_bytes), str(fit.count), fit.fits, rows, hours, cost)
 
 
 def _gb(count: float) -> str:

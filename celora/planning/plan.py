@@ -1,16 +1,18 @@
-"""A plan: what a job would train, need and take, answered in seconds and without a GPU."""
+"""A plan: what a job would train, need, take and cost, in seconds and without a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from celora.planning.architecture import architecture_of
+from celora.planning.correction import Correction, correction_from
 from celora.planning.memory import Architecture, Memory, estimate, largest_micro_batch
 from models.errors import UnavailableError
 from models.gpu_wish import GpuWish
 from models.queries.gpus import GpuView, list_gpus
-from models.queries.throughput import Measured, measured_throughput
+from models.queries.rollups import hourly_prices
+from models.queries.throughput import Measured, Peak, measured_peaks, measured_throughput
 from models.session import transaction
 from models.spec import JobSpec
 from training_data.validate import Report
@@ -35,6 +37,8 @@ class Fit:
     gradient_accumulation: int | None
     gpu_hours: float | None
     pace: str | None  # what `gpu_hours` rests on
+    price_per_hour: float | None  # none: no price is set for this model
+    cost: float | None  # in the administrator's currency; none without hours or without a price
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Plan:
     row_tokens: int
     row_tokens_from: str
     memory: Memory
+    correction: Correction  # of the activations, from measured peaks
     fits: tuple[Fit, ...]
     total_steps: int | None
     training_tokens: int | None
@@ -63,9 +68,16 @@ def make_plan(spec: JobSpec, data: Report | None = None, model: Architecture | N
     if model is None:
         model = architecture_of(spec)
     row_tokens, row_tokens_from = _row_tokens(spec, data)
-    memory = estimate(spec, model, micro_batch=spec.batch_size, row_tokens=row_tokens)
     steps, tokens, steps_from = _steps(spec, data)
-    gpus, measured = _on_record(spec)
+    known = _on_record(spec)
+    correction = correction_from(spec, model, known.peaks)
+    memory = estimate(
+        spec,
+        model,
+        micro_batch=spec.batch_size,
+        row_tokens=row_tokens,
+        correction=correction.factor,
+    )
     return Plan(
         base_model=spec.base_model,
         method=spec.method,
@@ -75,26 +87,20 @@ def make_plan(spec: JobSpec, data: Report | None = None, model: Architecture | N
         row_tokens=row_tokens,
         row_tokens_from=row_tokens_from,
         memory=memory,
+        correction=correction,
         fits=tuple(
             _fit(
+                spec,
+                model,
                 view,
                 count,
-                memory=estimate(
-                    on_device(spec, view.kind),
-                    model,
-                    micro_batch=spec.batch_size,
-                    row_tokens=row_tokens,
-                ),
-                micro=largest_micro_batch(
-                    on_device(spec, view.kind),
-                    model,
-                    row_tokens=row_tokens,
-                    available_bytes=view.memory_bytes * USABLE_SHARE,
-                ),
-                effective=spec.effective_batch_size,
-                hours=_hours(view, tokens, measured),
+                row_tokens=row_tokens,
+                # Only CUDA peaks are on record: a CPU's estimate stays as it is.
+                factor=correction.factor if view.kind == "cuda" else 1.0,
+                hours=_hours(view, tokens, known.paces),
+                price=known.prices.get(view.model),
             )
-            for view, count in gpus
+            for view, count in known.gpus
         ),
         total_steps=steps,
         training_tokens=tokens,
@@ -137,20 +143,32 @@ def _steps(spec: JobSpec, data: Report | None) -> tuple[int | None, int | None, 
     return None, None, "the data was not read"
 
 
-def _on_record(spec: JobSpec) -> tuple[list[tuple[GpuView, int]], list[Measured]]:
-    """The pool's GPUs that the job may use, each kind once with how many there are, and measured
-    paces; none of either without a database: a plan needs none."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the database knows; nothing without one: a plan needs none."""
+
+    gpus: tuple[tuple[GpuView, int], ...] = ()  # that the job may use, each kind once with a count
+    paces: tuple[Measured, ...] = ()
+    peaks: tuple[Peak, ...] = ()
+    prices: dict[str, float | None] = field(default_factory=dict)
+
+
+def _on_record(spec: JobSpec) -> _Known:
+    base_model, method = spec.base_model, spec.method
     try:
         with transaction() as session:
             views = list_gpus(session)
-            measured = measured_throughput(session, base_model=spec.base_model, method=spec.method)
+            paces = tuple(measured_throughput(session, base_model=base_model, method=method))
+            peaks = tuple(measured_peaks(session, base_model=base_model, method=method))
+            prices = hourly_prices(session)
     except UnavailableError:
-        return [], []
+        return _Known()
     kinds: dict[tuple[str, int], list[GpuView]] = {}
     for view in views:
         if view.state != "stale" and _is_wanted(GpuWish.of(spec), view):
             kinds.setdefault((view.model, view.memory_bytes), []).append(view)
-    return [(same[0], len(same)) for same in kinds.values()], measured
+    gpus = tuple((same[0], len(same)) for same in kinds.values())
+    return _Known(gpus, paces, peaks, prices)
 
 
 def _is_wanted(wish: GpuWish, gpu: GpuView) -> bool:
@@ -162,29 +180,41 @@ def _is_wanted(wish: GpuWish, gpu: GpuView) -> bool:
 
 
 def _fit(
+    spec: JobSpec,
+    model: Architecture,
     view: GpuView,
     count: int,
     *,
-    memory: Memory,
-    micro: int | None,
-    effective: int,
+    row_tokens: int,
+    factor: float,
     hours: tuple[float | None, str | None],
+    price: float | None,
 ) -> Fit:
     usable = view.memory_bytes * USABLE_SHARE
+    there = on_device(spec, view.kind)
+    need = estimate(
+        there, model, micro_batch=spec.batch_size, row_tokens=row_tokens, correction=factor
+    )
+    micro = largest_micro_batch(
+        there, model, row_tokens=row_tokens, available_bytes=usable, correction=factor
+    )
+    taken, pace = hours
     return Fit(
         device=view.model,
         memory_bytes=view.memory_bytes,
         count=count,
-        fits="yes" if memory.high <= usable else "tight" if memory.expected <= usable else "no",
+        fits="yes" if need.high <= usable else "tight" if need.expected <= usable else "no",
         micro_batch=micro,
-        gradient_accumulation=None if micro is None else effective // micro,
-        gpu_hours=hours[0],
-        pace=hours[1],
+        gradient_accumulation=None if micro is None else spec.effective_batch_size // micro,
+        gpu_hours=taken,
+        pace=pace,
+        price_per_hour=price,
+        cost=None if taken is None or price is None else taken * price,
     )
 
 
 def _hours(
-    view: GpuView, tokens: int | None, measured: list[Measured]
+    view: GpuView, tokens: int | None, measured: tuple[Measured, ...]
 ) -> tuple[float | None, str | None]:
     same = next((one for one in measured if one.device == view.model), None)
     if tokens is None or same is None:

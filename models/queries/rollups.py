@@ -64,6 +64,14 @@ PRICE = """
      WHERE position(gpu_prices.model IN lower(gpus.model)) > 0
      ORDER BY length(gpu_prices.model) DESC, gpu_prices.model LIMIT 1)
 """
+
+
+def hourly_prices(session: Session) -> dict[str, float | None]:
+    """GPU model, as the pool's devices name it → what an hour costs; None: no price is set."""
+    rows = session.execute(text(f"SELECT DISTINCT model, {PRICE} FROM gpus"))  # noqa: S608 (joined from constants)
+    return {row.model: row.price_per_hour for row in rows}
+
+
 _SINCE = "date_trunc('day', statement_timestamp() AT TIME ZONE 'UTC') - interval '1 day'"
 _DAYS = f"({_SINCE}) AT TIME ZONE 'UTC'"
 
@@ -90,7 +98,7 @@ _TENANT_DAYS = text(f"""
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
                sum(trained_tokens) AS tokens
-        FROM jobs WHERE finished_at >= {_DAYS}
+        FROM jobs WHERE finished_at >= {_DAYS} AND purpose = 'tune'
         GROUP BY 1, 2
     ), used AS (
         SELECT jobs.tenant_id, (attempts.ended_at AT TIME ZONE 'UTC')::date AS day,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -15,7 +16,16 @@ class Measured:
     device: str
     jobs: int
     tokens_per_second: float
-    largest_peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that a finished job had allocated on its CUDA device, and what it was."""
+
+    spec: dict[str, Any]
+    verdict: dict[str, Any]
+    batch_size: int  # the micro-batch it ended with
+    peak_bytes: int
 
 
 def measured_throughput(
@@ -32,6 +42,20 @@ def measured_throughput(
     return [Measured(*row) for row in rows]
 
 
+def measured_peaks(
+    session: Session, *, base_model: str, method: str, max_jobs: int = 50
+) -> list[Peak]:
+    """Of the newest finished jobs on the same base with the same method, on CUDA devices alone.
+
+    On a CPU slot a job's peak is the resident memory of its whole process, libraries and warm base
+    included: it says nothing about a GPU.
+    """
+    rows = session.execute(
+        _PEAKS, {"base_model": base_model, "method": method, "max_jobs": max_jobs}
+    )
+    return [Peak(*row) for row in rows]
+
+
 _MEASURED = text("""
     WITH newest AS (
         SELECT result FROM jobs
@@ -44,9 +68,21 @@ _MEASURED = text("""
     SELECT result ->> 'device', count(*),
            percentile_cont(0.5) WITHIN GROUP (
                ORDER BY CAST(result ->> 'trained_tokens' AS float8)
-                        / CAST(result ->> 'seconds' AS float8)),
-           max(CAST(result ->> 'peak_memory_bytes' AS bigint))
+                        / CAST(result ->> 'seconds' AS float8))
     FROM newest
     GROUP BY result ->> 'device'
     ORDER BY 2 DESC, 1
+""")
+
+_PEAKS = text("""
+    SELECT spec, coalesce(verdict, '{}'), CAST(result ->> 'batch_size' AS int),
+           CAST(result ->> 'peak_memory_bytes' AS bigint)
+    FROM jobs
+    WHERE base_model = :base_model AND method = :method AND state = 'completed'
+      AND result ->> 'peak_memory_bytes' IS NOT NULL AND result ->> 'batch_size' IS NOT NULL
+      AND EXISTS (
+          SELECT FROM gpus WHERE gpus.kind = 'cuda' AND gpus.model = jobs.result ->> 'device'
+      )
+    ORDER BY finished_at DESC
+    LIMIT :max_jobs
 """)

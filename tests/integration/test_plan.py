@@ -12,10 +12,11 @@ from sqlalchemy import text
 
 import celora
 from celora.planning.architecture import architecture_of
-from celora.planning.memory import Architecture, optimizer_bytes, weight_bytes
+from celora.planning.memory import Architecture, estimate, optimizer_bytes, weight_bytes
 from celora.planning.plan import make_plan, record
 from gpu_worker.trainer.tiny_base import random_base
 from models.errors import BaseModelError, SpecError
+from models.queries.rollups import set_price
 from models.session import transaction
 from models.spec import JobSpec
 from models.states import Outcome, Stage
@@ -130,25 +131,59 @@ def test_the_data_decides_about_steps_tokens_and_the_longest_row(base: Path, row
     assert plan.training_tokens > 1000
 
 
-def test_gpus_of_the_pool_and_hours_from_like_jobs(base: Path, counted: Architecture) -> None:
+def finished_on_cuda(base: Path, peak_bytes: int, **fields: Any) -> None:
+    """A job that trained 360,000 tokens in 100 s on one of two H100."""
     records.add_gpu(0)
     records.add_gpu(1)
     with transaction() as session:
         session.execute(
             text("UPDATE gpus SET kind = 'cuda', model = 'H100', memory_bytes = 80000000000")
         )
-    job_id = records.submit(base_model=str(base), evaluate=False)
+    job_id = records.submit(base_model=str(base), evaluate=False, **fields)
     records.prepare(job_id)
     records.place()
     taken = records.claimed(job_id, Stage.TRAIN)
     result = {"seconds": 100, "trained_tokens": 360_000, "resumed_at_step": 0, "device": "H100"}
+    result |= {"batch_size": 4, "peak_memory_bytes": peak_bytes}
     records.end(job_id, taken.fence, Outcome.COMPLETED, result=result)
-    plan = make_plan(spec(base, max_steps=10, max_sequence_length=2048), model=counted)
-    (fit,) = plan.fits
+
+
+def test_gpus_of_the_pool_hours_and_cost_from_like_jobs(base: Path, counted: Architecture) -> None:
+    finished_on_cuda(base, 10**9)
+    wanted = spec(base, max_steps=10, max_sequence_length=2048)
+    (fit,) = make_plan(wanted, model=counted).fits
     assert (fit.device, fit.count, fit.fits, fit.micro_batch) == ("H100", 2, "yes", 16)
     assert fit.gpu_hours == pytest.approx(10 * 16 * 2048 / 3600 / 3600)
     assert "3,600 tokens/s in 1 finished" in (fit.pace or "")
+    assert (fit.price_per_hour, fit.cost) == (None, None)
+    with transaction() as session:
+        set_price(session, "h1", 1.0)
+        set_price(session, "h100", 2.5)
+    (priced,) = make_plan(wanted, model=counted).fits
+    assert priced.price_per_hour == 2.5  # that of the longest name that fits
+    assert priced.cost == pytest.approx((fit.gpu_hours or 0) * 2.5)
     assert make_plan(spec(base, gpu_model="a100"), model=counted).fits == ()
+
+
+def test_measured_peaks_on_cuda_correct_the_activations_of_like_jobs(
+    base: Path, counted: Architecture
+) -> None:
+    alike = spec(base, batch_size=4, max_sequence_length=2048)
+    planned = estimate(alike, counted, micro_batch=4, row_tokens=2048)
+    by_name = {part.name: part.expected for part in planned.parts}
+    moving = by_name["activations"]
+    inside = sum(by_name[n] for n in ("weights", "adapter", "gradients", "optimizer", "logits"))
+    finished_on_cuda(base, round(inside + 1.5 * moving))
+
+    plan = make_plan(alike, model=counted)
+    assert (plan.correction.jobs, round(plan.correction.factor, 3)) == (1, 1.5)
+    corrected = next(part for part in plan.memory.parts if part.name == "activations")
+    assert corrected.expected == pytest.approx(1.5 * moving, rel=1e-3)
+    # A job of another rank is not alike, and what a CPU slot measured is no GPU memory.
+    assert make_plan(spec(base, rank=8), model=counted).correction.jobs == 0
+    with transaction() as session:
+        session.execute(text("UPDATE gpus SET kind = 'cpu'"))
+    assert make_plan(alike, model=counted).correction.jobs == 0
 
 
 def test_the_command_prints_parts_and_the_record_is_json(
@@ -157,10 +192,12 @@ def test_the_command_prints_parts_and_the_record_is_json(
     counted: Architecture,
     celora: Callable[..., tuple[int, str, str]],
 ) -> None:
+    records.add_gpu(0)
     code, out, err = celora("plan", "--base-model", str(base), "--dataset", str(rows))
     assert (code, err) == (0, "")
     for word in ("parameters", "weights", "activations", "steps", "overhead"):
         assert word in out
+    assert "No price is set for cpu (1 thread): `celora prices set` sets one." in out
     told = json.loads(json.dumps(record(make_plan(spec(base), model=counted))))
     assert told["memory"]["parts"]["weights"]["expected_bytes"] == counted.parameters * 2
     assert told["model"]["trainable"] == counted.trainable
