@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0009"
 down_revision = "0008"
@@ -23,9 +23,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant_id", name="pk_hub_tokens"),
         _of_tenant("hub_tokens"),
     )
+    _jobs()
 
 
 def downgrade() -> None:
+    op.drop_column("events", "written_by")
+    op.drop_column("jobs", "request")
     op.drop_table("hub_tokens")
     op.drop_table("files")
     op.drop_table("api_rates")
@@ -89,6 +92,17 @@ def _files() -> None:
         "files",
         ["expires_at"],
         postgresql_where=sa.text("deleted_at IS NULL AND expires_at IS NOT NULL"),
+    )
+
+
+def _jobs() -> None:
+    op.add_column("jobs", sa.Column("request", JSONB()))
+    # The default comes second: given at once it would be computed for every row there is.
+    op.add_column("events", sa.Column("written_by", sa.BigInteger()))
+    op.alter_column(
+        "events",
+        "written_by",
+        server_default=sa.text("(pg_current_xact_id())::text::bigint"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index
+from sqlalchemy import BigInteger, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base, Created, Instant, JobId, Json, RowId
@@ -37,6 +37,11 @@ class Event(Base):
     kind: Mapped[str]  # submitted, prepared, placed, claimed, checkpoint, lost, completed, …
     message: Mapped[str]
     data: Mapped[Json | None]
+    # The transaction that wrote it (none: an earlier version did). Ids are given before a commit,
+    # so a reader that goes on behind the last id it saw would miss one that was committed late.
+    written_by: Mapped[int | None] = mapped_column(
+        BigInteger, server_default=text("(pg_current_xact_id())::text::bigint")
+    )
 
 
 class LogLine(Base):
