@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models import tables
 from models.spec import JobSpec
-from models.states import TERMINAL, JobState, Stage, StopReason
+from models.states import TERMINAL, JobState, Purpose, Stage, StopReason
 
 
 class View(BaseModel):
@@ -31,6 +31,8 @@ class Job(View):
     base_revision: str | None  # hub commit, or digest of the folder
     method: str
     priority: int
+    purpose: Purpose = Purpose.TUNE
+    source_job: str | None = None  # of an export or a chat: the job that trained the adapter
 
     step: int
     total_steps: int | None

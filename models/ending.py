@@ -51,12 +51,29 @@ def land(
     elif outcome is Outcome.LOST:
         losses += 1
 
+    state = _state(outcome, stage, stop, lost=losses >= max_losses)
+    return Landing(state, stage, losses)
+
+
+def _state(outcome: Outcome, stage: Stage, stop: StopReason | None, *, lost: bool) -> JobState:
+    """`lost`: as often as may be."""
     if stop is StopReason.CANCEL or outcome is Outcome.CANCELLED:
-        return Landing(JobState.CANCELLED, stage, losses)
+        return JobState.CANCELLED
+    if stage is Stage.GENERATE and outcome in _ENDS_A_CHAT:
+        return _ENDS_A_CHAT[outcome]
     if outcome is Outcome.FAILED:
-        return Landing(JobState.FAILED, stage, losses)
+        return JobState.FAILED
     if stop is StopReason.PAUSE:
-        return Landing(JobState.PAUSED, stage, losses)
-    if outcome is Outcome.LOST and losses >= max_losses:
-        return Landing(JobState.FAILED, stage, losses)
-    return Landing(waiting_state(stage), stage, losses)
+        return JobState.PAUSED
+    if outcome is Outcome.LOST and lost:
+        return JobState.FAILED
+    return waiting_state(stage)
+
+
+# A conversation is not taken up again elsewhere: who was talking is told, and may begin anew.
+_ENDS_A_CHAT = {
+    Outcome.LOST: JobState.FAILED,
+    Outcome.PAUSED: JobState.CANCELLED,
+    Outcome.PREEMPTED: JobState.CANCELLED,
+    Outcome.DRAINED: JobState.CANCELLED,
+}

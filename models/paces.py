@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean
 
@@ -18,6 +18,8 @@ from models.states import Stage
 # So many of the newest are like enough to the next one; the machine may have changed since.
 _NEWEST = 20
 ASSUMED_SECONDS = 1800.0
+# Of an export and a chat, before any has finished.
+_ASSUMED_WORK = {Stage.EXPORT: 120.0, Stage.GENERATE: 300.0}
 # Who has outlasted the expectation is expected to take another tenth of what it has taken.
 _OVERTIME = 0.1
 # A job that is asked to stop writes a checkpoint first.
@@ -32,6 +34,7 @@ class Basis(StrEnum):
     TENANT = "tenant"  # finished jobs of the same tenant
     RECENT = "recent"  # whatever finished last
     ASSUMED = "assumed"  # nothing has finished yet
+    WORK = "work"  # exports or chats, which take their own time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Finished:
     steps: int
     train_seconds: float | None
     evaluation_seconds: float | None
+    work_seconds: dict[Stage, float] = field(default_factory=dict)  # of an export or a chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,12 @@ class Paces:
     def __init__(self, finished: Iterable[Finished]) -> None:
         train: dict[Group, list[tuple[float, float]]] = defaultdict(list)
         evaluations: dict[Group, list[float]] = defaultdict(list)
+        work: dict[Group, list[float]] = defaultdict(list)
         for one in finished:
+            for stage, seconds in one.work_seconds.items():
+                for group in _of_work(stage, one.work):
+                    if len(work[group]) < _NEWEST:
+                        work[group].append(seconds)
             for _, group in one.work.groups():
                 if one.train_seconds is not None and len(train[group]) < _NEWEST:
                     train[group].append((one.train_seconds, one.steps))
@@ -107,9 +116,12 @@ class Paces:
         self._evaluations = {
             group: (len(found), fmean(found)) for group, found in evaluations.items() if found
         }
+        self._work = {group: (len(found), fmean(found)) for group, found in work.items()}
 
     def of_waiting(self, work: Work, stage: Stage, steps: int | None) -> Estimate:
         """How long an attempt will take that still has `steps` to do (none: unknown)."""
+        if stage in _ASSUMED_WORK:
+            return self._adapter_work(stage, work)
         evaluation = self._evaluation(work) if work.evaluate else _NOTHING
         if stage is Stage.EVALUATE:
             return evaluation
@@ -120,6 +132,9 @@ class Paces:
         """How long an attempt will go on."""
         if one.stopping:
             return Estimate(_STOPPING_SECONDS, Basis.OWN)
+        if one.stage in _ASSUMED_WORK:
+            whole = self._adapter_work(one.stage, one.work)
+            return _with(whole, _left(whole.seconds, one.stage_age))
         evaluation = self._evaluation(one.work) if one.work.evaluate else _NOTHING
         if one.stage is Stage.EVALUATE:
             left = _with(evaluation, _left(evaluation.seconds, one.stage_age))
@@ -147,6 +162,13 @@ class Paces:
                 return Estimate(seconds, basis, group, count)
         return Estimate(ASSUMED_SECONDS, Basis.ASSUMED)
 
+    def _adapter_work(self, stage: Stage, work: Work) -> Estimate:
+        for group in _of_work(stage, work):
+            if found := self._work.get(group):
+                count, seconds = found
+                return Estimate(seconds, Basis.WORK, group, count)
+        return Estimate(_ASSUMED_WORK[stage], Basis.WORK)
+
     def _evaluation(self, work: Work) -> Estimate:
         for basis, group in work.groups():
             if found := self._evaluations.get(group):
@@ -156,6 +178,11 @@ class Paces:
 
 
 _NOTHING = Estimate(0.0, Basis.ASSUMED)
+
+
+def _of_work(stage: Stage, work: Work) -> tuple[Group, Group]:
+    """Exports are like exports, on the same base model first; chats are like chats."""
+    return (stage, work.base_model), (stage,)
 
 
 def _left(expected: float, elapsed: float) -> float:

@@ -48,7 +48,7 @@ class LogRule(Rule):
 class AdapterRule(Rule):
     """Adapters, and models of method `full`: kept for ever unless a tenant says otherwise.
 
-    `keep` counts within the tenant.
+    `keep` counts within the tenant, and so does `max_bytes`; exports are counted apart.
     """
 
 

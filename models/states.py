@@ -27,6 +27,27 @@ class Stage(StrEnum):
     PREPROCESS = "preprocess"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    EXPORT = "export"  # the only stage of an export
+    GENERATE = "generate"  # the only stage of a chat
+
+
+class Purpose(StrEnum):
+    """What a job is for. An export or a chat works on what another job has trained."""
+
+    TUNE = "tune"
+    EXPORT = "export"
+    CHAT = "chat"
+
+    @property
+    def first_stage(self) -> Stage:
+        return _FIRST_STAGES[self]
+
+
+_FIRST_STAGES = {
+    Purpose.TUNE: Stage.PREPROCESS,
+    Purpose.EXPORT: Stage.EXPORT,
+    Purpose.CHAT: Stage.GENERATE,
+}
 
 
 class Outcome(StrEnum):

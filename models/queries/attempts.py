@@ -11,8 +11,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError, SpecError, StateError
+from models.notices import Notice
 from models.queries.fence import lock_job, require_fence, stale
 from models.queries.history import add_event
+from models.queries.notices import tell
 from models.queries.products import newest_checkpoint
 from models.queries.settle import move, settle
 from models.spec import JobSpec, stored_spec
@@ -42,6 +44,7 @@ class Claim:
     fence: int
     stage: Stage
     spec: JobSpec
+    work: dict[str, Any]  # of an export or a chat: see models/adapter_work.py
     tenant: str
     prepared_url: str | None
     data_digest: str | None
@@ -110,13 +113,16 @@ def claim(
         )
     if gpu_id is not None:
         move(job, now, JobState.RUNNING)
-        job.started_at = job.started_at or now
+        if job.started_at is None:
+            job.started_at = now
+            tell(session, job, Notice.STARTED)
     return Claim(
         attempt_id=attempt_id,
         job_id=job_id,
         fence=fence,
         stage=stage,
         spec=spec,
+        work=job.work or {},
         tenant=job.tenant.name,
         prepared_url=job.prepared_url,
         data_digest=job.data_digest,

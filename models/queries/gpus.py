@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError
+from models.gpu_wish import ABILITIES
 from models.queries.history import WAKE_CHANNEL
 from models.settings import settings
 from models.tables import Attempt, Gpu
@@ -43,6 +44,7 @@ class GpuView:
     trainer_pid: int | None
     heartbeat_age_seconds: float
     labels: dict[str, Any]
+    abilities: dict[str, Any]  # what its worker can do beyond training, written like labels
     versions: dict[str, Any]
 
 
@@ -87,6 +89,7 @@ def register_gpu(
         "worker_session": worker_session,
         "boot_id": boot_id,
         "versions": versions,
+        "abilities": ABILITIES,
         "reported": "unknown",
         "reason": "its worker is starting",
         "heartbeat_at": func.clock_timestamp(),

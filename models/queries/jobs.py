@@ -13,13 +13,24 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from models.ending import waiting_state
 from models.errors import InputError, NotFoundError, SpecError, StateError
+from models.notices import Notice
 from models.queries.dependencies import predecessor
 from models.queries.fence import lock_job, no_such_job
 from models.queries.history import add_event
 from models.queries.lanes import lane_of
+from models.queries.notices import tell
 from models.queries.settle import move, settle
+from models.queries.targets import name_targets
 from models.spec import JobSpec
-from models.states import STOPPED_AS, TERMINAL, JobState, Stage, StopReason, is_stronger
+from models.states import (
+    STOPPED_AS,
+    TERMINAL,
+    JobState,
+    Purpose,
+    Stage,
+    StopReason,
+    is_stronger,
+)
 from models.tables import Attempt, Job, Tenant
 from models.turns import head_start
 
@@ -70,6 +81,7 @@ def insert_job(
             raise StateError("the first job with this idempotency key is just being deleted")
         return first
     set_committed_value(job, "tenant", owner)
+    name_targets(session, job, spec)
     add_event(session, job.id, "submitted", f"submitted by {user}", wake=True)
     return job
 
@@ -99,16 +111,20 @@ def list_jobs(
     *,
     tenant: str | None = None,
     states: Iterable[JobState] | None = None,
+    purpose: Purpose | None = None,
     limit: int = 50,
     after: str | None = None,
 ) -> list[Job]:
-    """Newest first. `after` is the last job of the page before; pages stay put as jobs arrive."""
+    """Newest first, exports and chats among them unless a purpose is named. `after` is the last job
+    of the page before; pages stay put as jobs arrive."""
     statement = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
     if tenant is not None:
         owner = select(Tenant.id).where(Tenant.name == tenant).scalar_subquery()
         statement = statement.where(Job.tenant_id == owner)
     if states is not None:
         statement = statement.where(Job.state.in_([state.value for state in states]))
+    if purpose is not None:
+        statement = statement.where(Job.purpose == purpose)
     if after is not None:
         last = get_job(session, after)
         statement = statement.where(
@@ -125,13 +141,17 @@ def attempts_of(session: Session, job_id: str) -> list[Attempt]:
 
 
 def resolve_job_id(session: Session, text: str) -> str:
-    """The id that `text` means: a whole one, its beginning (with or without "ftjob-"), or "last".
+    """The id that `text` means: a whole one, its beginning (with or without "ftjob-"), or "last"
+    for the newest one that trains.
 
     Raises NotFoundError; InputError when several jobs begin so.
     """
     if text == "last":
         newest = session.scalar(
-            select(Job.id).order_by(Job.created_at.desc(), Job.id.desc()).limit(1)
+            select(Job.id)
+            .where(Job.purpose == Purpose.TUNE)
+            .order_by(Job.created_at.desc(), Job.id.desc())
+            .limit(1)
         )
         if newest is None:
             raise NotFoundError("there are no jobs yet", remedy="`celora submit` makes one")
@@ -186,6 +206,8 @@ def request_stop(session: Session, job_id: str, reason: StopReason) -> Job:
             move(job, now, wanted)
             job.fence += 1
             add_event(session, job_id, wanted, f"{wanted} while it waited")
+            if wanted is JobState.CANCELLED:
+                tell(session, job, Notice.CANCELLED)
     session.flush()
     return job
 
@@ -219,6 +241,10 @@ def retry_job(session: Session, job_id: str) -> Job:
     """
     job, now = lock_job(session, job_id)
     state = JobState(job.state)
+    if state is JobState.FAILED and job.purpose == Purpose.CHAT:
+        raise StateError(
+            f"chat {job_id} is over: nobody sits at it any more", remedy="start a new one"
+        )
     if state is JobState.FAILED:
         move(job, now, waiting_state(Stage(job.stage)))
         job.losses = 0

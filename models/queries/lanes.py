@@ -13,20 +13,26 @@ from models.gpu_wish import GpuWish
 from models.queries.history import add_event
 from models.queries.settle import move
 from models.spec import JobSpec, stored_spec
-from models.states import JobState
+from models.states import JobState, Purpose
 from models.tables import GpuNeed, Job, Lane, User
 from models.turns import turn_at
 
 _ADOPT_AT_ONCE = 500
 
 
-def lane_of(session: Session, tenant_id: int, user: str, spec: JobSpec) -> int:
+def lane_of(
+    session: Session, tenant_id: int, user: str, spec: JobSpec, purpose: Purpose = Purpose.TUNE
+) -> int:
     """The id of the lane that a job queues in; made when it is the first of its kind."""
-    key = GpuWish.of(spec).key()
-    found = session.execute(
-        _FIND, {"of_tenant": tenant_id, "of_user": user, "of_key": key, "is_urgent": spec.urgent}
-    ).scalar_one_or_none()
-    return found or _new_lane(session, tenant_id, user, spec)
+    wish = GpuWish.of(spec, purpose)
+    row = {
+        "of_tenant": tenant_id,
+        "of_user": user,
+        "of_key": wish.key(),
+        "is_urgent": spec.urgent,
+    }
+    found = session.execute(_FIND, row).scalar_one_or_none()
+    return found or _new_lane(session, tenant_id, user, wish, urgent=spec.urgent)
 
 
 def adopt_jobs(session: Session) -> int:
@@ -48,7 +54,7 @@ def adopt_jobs(session: Session) -> int:
         except SpecError as error:
             _fail(session, job, now, error)
             continue
-        job.lane_id = lane_of(session, job.tenant_id, job.user_name, spec)
+        job.lane_id = lane_of(session, job.tenant_id, job.user_name, spec, Purpose(job.purpose))
         job.turn_at = turn_at(job.queued_at, job.priority)
     session.flush()
     return len(waiting)
@@ -73,8 +79,7 @@ def user_id_of(session: Session, tenant_id: int, name: str) -> int:
     return found
 
 
-def _new_lane(session: Session, tenant_id: int, user: str, spec: JobSpec) -> int:
-    wish = GpuWish.of(spec)
+def _new_lane(session: Session, tenant_id: int, user: str, wish: GpuWish, *, urgent: bool) -> int:
     session.execute(
         upsert(GpuNeed)
         .values(
@@ -86,7 +91,7 @@ def _new_lane(session: Session, tenant_id: int, user: str, spec: JobSpec) -> int
     row = {
         "user_id": user_id_of(session, tenant_id, user),
         "need_id": need_id,
-        "urgent": spec.urgent,
+        "urgent": urgent,
     }
     session.execute(upsert(Lane).values(tenant_id=tenant_id, **row).on_conflict_do_nothing())
     return session.scalars(select(Lane.id).filter_by(**row)).one()
@@ -108,5 +113,5 @@ _FIND = (
 FITS = """
     gpus.memory_bytes >= gpu_needs.memory_bytes
     AND (gpu_needs.model IS NULL OR position(gpu_needs.model IN lower(gpus.model)) > 0)
-    AND gpus.labels @> gpu_needs.labels
+    AND gpus.labels || gpus.abilities @> gpu_needs.labels
 """

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.paces import Finished, Paces, Work
+from models.states import Stage
 
 # Of the whole pool: enough for some groups of like jobs, and read by index in a few milliseconds.
 _NEWEST = 300
@@ -40,6 +41,7 @@ def read_paces(session: Session) -> Record:
             row.steps,
             row.train_seconds,
             row.evaluation_seconds,
+            {Stage(row.first_stage): row.work_seconds} if row.work_seconds is not None else {},
         )
         for row in usual
     )
@@ -81,6 +83,9 @@ _FINISHED = text(f"""
            END AS train_seconds,
            CASE WHEN 'evaluate' = ANY (claimed_stages)
                 THEN extract(epoch FROM ended_at - stage_at)::float8 END AS evaluation_seconds,
+           newest.first_stage,
+           CASE WHEN first_stage IN ('export', 'generate')
+                THEN extract(epoch FROM ended_at - claimed_at)::float8 END AS work_seconds,
            CASE WHEN jobs.queued_at < before
                 THEN extract(epoch FROM claimed_at - before)::float8 END AS turnover
     FROM newest JOIN jobs ON jobs.id = newest.job_id

@@ -97,6 +97,7 @@ _LENGTHS = {
     Basis.LIKE: "from {like} on the same base model",
     Basis.TENANT: "from {like} of the same tenant",
     Basis.RECENT: "from the last {like}",
+    Basis.WORK: "by how long exports and chats take",
     Basis.ASSUMED: f"no measurement yet: assumed {ASSUMED_SECONDS / 60:g} min each",
 }
 
@@ -141,9 +142,11 @@ def _lacking(wish: GpuWish, gpus: list[GpuView]) -> str:
     if wish.model and not any(wish.model in gpu.model.lower() for gpu in gpus):
         models = ", ".join(sorted({gpu.model for gpu in gpus}))
         return f"No GPU is of the model it asks for ({wish.model}); there are: {models}."
-    for name, value in sorted(wish.labels.items()):
+    for name, value in sorted(wish.plain_labels.items()):
         if not any(gpu.labels.get(name) == value for gpu in gpus):
             return f"No GPU carries the label it asks for ({name}={value}); see `celora gpus`."
+    if wish.plain_labels != wish.labels and not any(gpu.abilities for gpu in gpus):
+        return "No GPU's worker can do this: they are of an earlier version; start them anew."
     return f"No GPU has all that it asks for together ({wish.words()}); see `celora gpus`."
 
 

@@ -65,6 +65,9 @@ def needed_artifacts() -> str:
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.spec ->> 'after' = artifacts.job_id
         WHERE jobs.state IN ({UNFINISHED}, 'failed')
           AND CAST(jobs.spec ->> 'start_from_adapter' AS boolean)
+        UNION ALL  -- what is to be exported or talked to
+        SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.source_job = artifacts.job_id
+        WHERE jobs.state IN ({UNFINISHED}) OR jobs.state = 'failed' AND jobs.purpose = 'export'
     """  # noqa: S608 (constants)
 
 
@@ -176,8 +179,9 @@ _ARTIFACTS = f"""
         FROM artifacts JOIN jobs ON jobs.id = job_id
         JOIN counted ON counted.tenant_id = jobs.tenant_id AND counted.kind = 'adapters'
         WHERE deleted_at IS NULL
-        WINDOW newest AS (PARTITION BY counted.tenant_id ORDER BY artifacts.created_at DESC,
-                          artifacts.id DESC)
+        -- Exports apart: they can be made again, and push out no adapter.
+        WINDOW newest AS (PARTITION BY counted.tenant_id, artifacts.kind = 'export'
+                          ORDER BY artifacts.created_at DESC, artifacts.id DESC)
     ), expired_artifacts AS (
         SELECT * FROM (
             SELECT id, job_id, size_bytes FROM old_artifacts

@@ -11,9 +11,11 @@ from sqlalchemy.orm import Session
 
 from models.ending import land
 from models.errors import WorkerLostError
+from models.notices import Notice
 from models.queries.adapter_versions import add_version_of_completed
 from models.queries.fence import forget_fence
 from models.queries.history import add_event
+from models.queries.notices import tell
 from models.settings import settings
 from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, require_edge
 from models.tables import Attempt, Job
@@ -62,7 +64,7 @@ def settle(
     if not ended.claimed:
         job.fence += 1  # its ticket may still be on the way
     if landing.state is JobState.FAILED:
-        job.error = error or _lost_error(job.losses, reason)
+        job.error = error or _lost_error(job, reason)
     if ended.gpu_seconds:
         charge(session, job, ended.gpu_seconds)
     level = "error" if job.state == JobState.FAILED else _LEVELS.get(outcome, "info")
@@ -70,6 +72,8 @@ def settle(
         add_version_of_completed(session, job)
     kind, message = _story(job, before, outcome, reason)
     add_event(session, job.id, kind, message, level=level, wake=True)
+    if landing.state in TERMINAL:
+        tell(session, job, Notice(landing.state.value))
     return True
 
 
@@ -182,9 +186,14 @@ _ENDINGS = {
 }
 
 
-def _lost_error(losses: int, reason: str | None) -> dict[str, Any]:
+def _lost_error(job: Job, reason: str | None) -> dict[str, Any]:
+    if job.stage == Stage.GENERATE:
+        return WorkerLostError(
+            "the chat's worker was lost" + (f": {reason}" if reason else ""),
+            remedy="start the chat again",
+        ).record()
     return WorkerLostError(
-        f"its worker was lost {losses} times without a new checkpoint"
+        f"its worker was lost {job.losses} times without a new checkpoint"
         + (f"; the last time: {reason}" if reason else ""),
         remedy="read `celora logs` for what kills it, then `celora retry`",
     ).record()

@@ -89,8 +89,6 @@ class Job(Base):
     source_job: Mapped[str | None] = mapped_column(
         Text(collation="C"), ForeignKey("jobs.id", ondelete="SET NULL")
     )
-    # What came over HTTP, as its answers repeat it: model, files, suffix, integrations, digest.
-    request: Mapped[Json | None]
     work: Mapped[Json | None]
 
     spec: Mapped[Json]  # JobSpec as JSON, whole: what was asked is never rewritten

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from models import store
 from models.errors import CeloraError
 from models.queries import (
+    chats,
     disk_use,
     history,
     orphans,
@@ -23,6 +24,7 @@ from models.queries import (
     retention_rules,
     samples,
 )
+from models.queries.files import EXPIRED_FILES
 from models.queries.retention import Kind
 from models.queries.retention_rules import TenantRules
 from models.queries.sweeping import sweeping
@@ -33,6 +35,7 @@ from tasks.dispatcher.orphans import find, require_ours
 log = logging.getLogger(__name__)
 
 LOG_LINES_AT_ONCE = 5_000
+CHAT_TURNS_AT_ONCE = 1_000
 MARKED_AT_ONCE = 500  # rows in one transaction
 
 
@@ -109,11 +112,12 @@ class _Sweep:
         with transaction() as session:
             rules = retention_rules.rules_of_tenants(session)
         self.swept.problems += _problems(rules)
-        for kind in retention.KINDS:
+        for kind in (*retention.KINDS, EXPIRED_FILES):
             self._delete_expired(kind, rules)
         self._delete_logs(rules)
         with transaction() as session:
             samples.thin_samples(session)
+        self._delete_chat_turns()
         try:
             self._adopt_prepared()
             self._delete_orphans()
@@ -148,6 +152,15 @@ class _Sweep:
                 self.swept.counts["logs"] += deleted
                 if deleted < LOG_LINES_AT_ONCE:
                     break
+
+    def _delete_chat_turns(self) -> None:
+        while not self.stop.is_set():
+            with transaction() as session:
+                deleted = chats.delete_turns(
+                    session, settings().chat_keep_seconds, CHAT_TURNS_AT_ONCE
+                )
+            if deleted < CHAT_TURNS_AT_ONCE:
+                return
 
     def _adopt_prepared(self) -> None:
         """Put on record what an earlier version has prepared: the rules then hold for it."""

@@ -10,6 +10,7 @@ from models.ending import Landing, following, land, waiting_state
 from models.states import JobState, Outcome, Stage, StopReason, may_become
 
 MAX_LOSSES = 3
+_RESUMED = [stage for stage in Stage if stage is not Stage.GENERATE]
 
 
 def landed(
@@ -33,6 +34,8 @@ def landed(
         (Stage.TRAIN, True, JobState.QUEUED, Stage.EVALUATE),
         (Stage.TRAIN, False, JobState.COMPLETED, Stage.TRAIN),
         (Stage.EVALUATE, True, JobState.COMPLETED, Stage.EVALUATE),
+        (Stage.EXPORT, False, JobState.COMPLETED, Stage.EXPORT),
+        (Stage.GENERATE, False, JobState.COMPLETED, Stage.GENERATE),
     ],
 )
 def test_a_completed_stage_leads_on(
@@ -49,15 +52,31 @@ def test_a_completed_stage_leads_on(
 @pytest.mark.parametrize(
     "outcome", [Outcome.PREEMPTED, Outcome.DRAINED, Outcome.WITHDRAWN, Outcome.RETRIED]
 )
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", _RESUMED)
 def test_an_interrupted_stage_waits_again_and_is_no_loss(outcome: Outcome, stage: Stage) -> None:
     assert landed(outcome, stage, losses=2) == Landing(waiting_state(stage), stage, 2)
 
 
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", _RESUMED)
 def test_losses_end_in_failure_at_the_limit(stage: Stage) -> None:
     assert landed(Outcome.LOST, stage, losses=1) == Landing(waiting_state(stage), stage, 2)
     assert landed(Outcome.LOST, stage, losses=2) == Landing(JobState.FAILED, stage, 3)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (Outcome.LOST, JobState.FAILED),
+        (Outcome.FAILED, JobState.FAILED),
+        (Outcome.PAUSED, JobState.CANCELLED),
+        (Outcome.PREEMPTED, JobState.CANCELLED),
+        (Outcome.DRAINED, JobState.CANCELLED),
+        (Outcome.WITHDRAWN, JobState.QUEUED),
+    ],
+)
+def test_a_chat_that_was_begun_is_not_taken_up_again(outcome: Outcome, state: JobState) -> None:
+    assert landed(outcome, Stage.GENERATE).state is state
+    assert landed(outcome, Stage.GENERATE, stop=StopReason.CANCEL).state is JobState.CANCELLED
 
 
 @pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.COMPLETED}))
