@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from models.spec import Method, Optimizer, Shape, Tracker
+from models.spec import Method, NotifyOn, Optimizer, Shape, Tracker
 
 
 class DataFields(TypedDict, total=False):
     """What decides how data is prepared, beside the data set itself."""
 
+    method: Method
     base_model: str
     base_revision: str | None
     trust_remote_code: bool
@@ -39,7 +40,8 @@ class SpecFields(DataFields, total=False):
     name: str | None
     adapter_name: str | None
     dataset: str
-    method: Method
+    dpo_base: Literal["lora", "qlora"]
+    dpo_beta: float
     rank: int
     alpha: float
     dropout: float
@@ -77,4 +79,7 @@ class SpecFields(DataFields, total=False):
     gpus: Literal[1]
     track: tuple[Tracker, ...]
     track_project: str | None
+    notify: tuple[str, ...]
+    notify_on: tuple[NotifyOn, ...]
+    notify_wait_seconds: int | None
     metadata: dict[str, str]

@@ -13,12 +13,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.errors import SpecError
 
-Method = Literal["lora", "qlora", "full"]
-Shape = Literal["auto", "instruction", "prompt_completion", "messages", "sharegpt", "text"]
+Method = Literal["lora", "qlora", "full", "dpo"]
+Shape = Literal[
+    "auto",
+    "instruction",
+    "prompt_completion",
+    "messages",
+    "sharegpt",
+    "text",
+    "preference",
+    "openai_preference",
+]
 Optimizer = Literal["auto", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"]
 Tracker = Literal["wandb", "tensorboard", "mlflow"]
+NotifyOn = Literal["started", "completed", "failed", "cancelled", "waiting"]
 
 PROJECTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PREFERENCE_SHAPES = frozenset({"preference", "openai_preference"})
 COLUMN_ROLES = frozenset(
     {
         "instruction",
@@ -30,9 +41,13 @@ COLUMN_ROLES = frozenset(
         "conversations",
         "text",
         "system",
+        "chosen",
+        "rejected",
+        "preferred_output",
+        "non_preferred_output",
     }
 )
-DEFAULT_LEARNING_RATES: dict[str, float] = {"lora": 1e-4, "qlora": 2e-4, "full": 2e-5}
+DEFAULT_LEARNING_RATES: dict[str, float] = {"lora": 1e-4, "qlora": 2e-4, "full": 2e-5, "dpo": 5e-6}
 
 ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # no "/" and "@": references are split there
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w .:/-]*$")]
@@ -94,10 +109,20 @@ class JobSpec(BaseModel):
     )
 
     # The method
-    method: Method = Field("lora", description="lora, qlora (NF4 base) or full")
+    method: Method = Field(
+        "lora", description="lora, qlora (NF4 base), full, or dpo (preference pairs, an adapter)"
+    )
+    dpo_base: Literal["lora", "qlora"] = Field(
+        "lora", description="dpo only: how its adapter and base are held"
+    )
+    dpo_beta: float = Field(
+        0.1, gt=0, le=10, description="dpo only: pull towards the reference model, over 0 up to 10"
+    )
     rank: int = Field(16, ge=1, le=1024, description="LoRA rank, 1–1024")
     alpha: float = Field(32, gt=0, le=4096, description="LoRA scale numerator, over 0 up to 4096")
-    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout, 0 up to (not) 1")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="LoRA dropout, 0 up to (not) 1; dpo uses none"
+    )
     target_modules: Literal["auto"] | tuple[str, ...] = Field(
         PROJECTION_LAYERS, description="layers that get an adapter; `auto` finds the linear ones"
     )
@@ -118,7 +143,10 @@ class JobSpec(BaseModel):
         4, ge=1, le=4096, description="micro-batches per optimizer step, 1–4096"
     )
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="peak rate; default 1e-4 lora, 2e-4 qlora, 2e-5 full"
+        None,
+        gt=0,
+        le=1,
+        description="peak rate; default 1e-4 lora, 2e-4 qlora, 2e-5 full, 5e-6 dpo",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="rate schedule")
     warmup_steps: int = Field(
@@ -127,7 +155,7 @@ class JobSpec(BaseModel):
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay, 0–1")
     gradient_clip: float = Field(0.3, gt=0, description="largest gradient norm, over 0")
     optimizer: Optimizer = Field(
-        "auto", description="auto: paged_adamw_8bit for qlora, adamw_torch otherwise"
+        "auto", description="auto: paged_adamw_8bit on a qlora base, adamw_torch otherwise"
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="compute type; `auto` takes the best the device has"
@@ -195,6 +223,15 @@ class JobSpec(BaseModel):
     gpus: Literal[1] = Field(1, description="devices per job; reserved, always 1")
     track: tuple[Tracker, ...] = Field((), description="trackers fed beside Postgres")
     track_project: str | None = Field(None, description="project or experiment name there")
+    notify: tuple[Name, ...] = Field(
+        (), description="targets of the tenant that hear of this job: `celora notify list`"
+    )
+    notify_on: tuple[NotifyOn, ...] = Field(
+        ("completed", "failed", "cancelled"), description="what the targets in `notify` hear of"
+    )
+    notify_wait_seconds: int | None = Field(
+        None, ge=60, description="waiting that is too long, at least 60; none: as the target says"
+    )
     metadata: dict[str, str] = Field(default_factory=dict, description="the caller's own labels")
 
     @field_validator("columns")
@@ -227,7 +264,7 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.method == "qlora" and "lm_head" in self.target_modules:
+        if self.held_as == "qlora" and "lm_head" in self.target_modules:
             raise ValueError("target_modules: a quantised base takes no adapter on lm_head")
         if self.bf16_pure and self.method != "full":
             raise ValueError("bf16_pure: only for method 'full'")
@@ -236,6 +273,32 @@ class JobSpec(BaseModel):
         if self.start_from_adapter and self.method == "full":
             raise ValueError("start_from_adapter: method 'full' has no adapter")
         return self
+
+    @model_validator(mode="after")
+    def _pairs_fit(self) -> Self:
+        pairs = self.method == "dpo"
+        if self.shape != "auto" and (self.shape in PREFERENCE_SHAPES) != pairs:
+            only = "is only for method 'dpo'" if not pairs else "holds no pairs: dpo needs some"
+            raise ValueError(f"shape: {self.shape} {only}")
+        if pairs and self.packing == "on":
+            raise ValueError("packing: preference pairs are not packed")
+        if pairs and self.loss_on == "all":
+            raise ValueError("loss_on: dpo compares answers, their prompt is the same")
+        if not pairs:
+            for name in ("dpo_base", "dpo_beta"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: only for method 'dpo'")
+        return self
+
+    @property
+    def held_as(self) -> Literal["lora", "qlora", "full"]:
+        """How base and trained weights are held: dpo is a loss, on an adapter of either kind."""
+        return self.dpo_base if self.method == "dpo" else self.method
+
+    @property
+    def resolved_dropout(self) -> float:
+        """Of the adapter. DPO compares probabilities with a reference's: dropout would be noise."""
+        return 0.0 if self.method == "dpo" else self.dropout
 
     @property
     def scripted(self) -> bool:
@@ -250,7 +313,7 @@ class JobSpec(BaseModel):
     def resolved_optimizer(self) -> str:
         if self.optimizer != "auto":
             return self.optimizer
-        return "paged_adamw_8bit" if self.method == "qlora" else "adamw_torch"
+        return "paged_adamw_8bit" if self.held_as == "qlora" else "adamw_torch"
 
     @property
     def effective_batch_size(self) -> int:

@@ -8,7 +8,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
 from models.errors import SpecError, StateError
+from models.notices import Notice
 from models.queries.history import add_event
+from models.queries.notices import tell
 from models.queries.settle import move
 from models.spec import JobSpec, stored_spec
 from models.states import JobState
@@ -96,6 +98,7 @@ def _fail(session: Session, job: Job, now: datetime, first_id: str) -> None:
         remedy="submit it again, without `after` or after another job",
     ).record()
     add_event(session, job.id, "failed", f"failed: {job.error['message']}", level="error")
+    tell(session, job, Notice.FAILED)
 
 
 def _require_like_adapter(spec: JobSpec, first: JobSpec) -> None:

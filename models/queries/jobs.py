@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
@@ -47,8 +48,9 @@ def insert_job(
     tenant: str,
     user: str,
     idempotency_key: str | None = None,
+    request: dict[str, Any] | None = None,
 ) -> Job:
-    """Put a job on record; this is all that a submit is.
+    """Put a job on record; this is all that a submit is. `request`: what came over HTTP.
 
     A key that the tenant used before returns that first job, unchanged. A new tenant gets a row of
     its own with the default weight. Raises InputError, SpecError.
@@ -71,6 +73,7 @@ def insert_job(
             lane_id=lane_of(session, owner.id, user, spec),
             turn_at=func.now() - head_start(spec.priority),
             waits_for=predecessor(session, owner.id, spec),
+            request=request,
         )
         .on_conflict_do_nothing(index_elements=["tenant_id", "idempotency_key"])
         .returning(Job)
@@ -125,6 +128,9 @@ def list_jobs(
         statement = statement.where(Job.state.in_([state.value for state in states]))
     if purpose is not None:
         statement = statement.where(Job.purpose == purpose)
+    if metadata is not None:
+        own = Job.spec["metadata"]
+        statement = statement.where(own.contains(dict(metadata)) if metadata else own == text("'{}'"))
     if after is not None:
         last = get_job(session, after)
         statement = statement.where(
