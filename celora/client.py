@@ -20,7 +20,10 @@ from models.spec import JobSpec, parse_spec
 from models.states import JobState, StopReason
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from celora.planning.plan import Plan
+    from models.tables import Job as JobRow
     from training_data.validate import Report
     from training_data.watch import Progress
 
@@ -43,18 +46,12 @@ def submit(
     """
     asked = spec.model_dump(exclude_unset=True) if spec is not None else {}
     whole = parse_spec(with_absolute_paths(asked | dict(fields)))
-    if whole.scripted and not settings().allow_scripted:
-        raise SpecError(
-            "scripted trainers are not allowed here",
-            where="base_model",
-            remedy="name a real base model; tests set CELORA_ALLOW_SCRIPTED=true",
-        )
     with transaction() as session:
         if whole.after is not None:
             whole = whole.model_copy(
                 update={"after": job_queries.resolve_job_id(session, whole.after)}
             )
-        row = job_queries.insert_job(
+        row = put_on_record(
             session,
             whole,
             tenant=tenant,
@@ -62,6 +59,33 @@ def submit(
             idempotency_key=idempotency_key,
         )
         return Job.of(row)
+
+
+def put_on_record(
+    session: Session,
+    spec: JobSpec,
+    *,
+    tenant: str,
+    user: str,
+    idempotency_key: str | None = None,
+    request: dict[str, Any] | None = None,
+) -> JobRow:
+    """`submit` in the caller's transaction, of a specification that is whole; the HTTP API keeps
+    its `request` with it. Raises SpecError, InputError."""
+    if spec.scripted and not settings().allow_scripted:
+        raise SpecError(
+            "scripted trainers are not allowed here",
+            where="base_model",
+            remedy="name a real base model; tests set CELORA_ALLOW_SCRIPTED=true",
+        )
+    return job_queries.insert_job(
+        session,
+        spec,
+        tenant=tenant,
+        user=user,
+        idempotency_key=idempotency_key,
+        request=request,
+    )
 
 
 def get(job: str | Job) -> Job:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
@@ -130,7 +130,9 @@ def list_jobs(
         statement = statement.where(Job.purpose == purpose)
     if metadata is not None:
         own = Job.spec["metadata"]
-        statement = statement.where(own.contains(dict(metadata)) if metadata else own == text("'{}'"))
+        statement = statement.where(
+            own.contains(dict(metadata)) if metadata else own.contained_by({})
+        )
     if after is not None:
         last = get_job(session, after)
         statement = statement.where(
