@@ -117,9 +117,13 @@ def list_jobs(
     purpose: Purpose | None = None,
     limit: int = 50,
     after: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[Job]:
     """Newest first, exports and chats among them unless a purpose is named. `after` is the last job
-    of the page before; pages stay put as jobs arrive."""
+    of the page before; pages stay put as jobs arrive.
+
+    `metadata`: pairs that a job has among its own; without a pair, those of jobs that have none.
+    """
     statement = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
     if tenant is not None:
         owner = select(Tenant.id).where(Tenant.name == tenant).scalar_subquery()
