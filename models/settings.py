@@ -139,6 +139,13 @@ class Settings(BaseSettings):
     api_requests_per_minute: int = Field(
         600, ge=0, description="HTTP requests of one API key in a minute; 0: any number"
     )
+    api_file_bytes: int = Field(
+        512 * 1024**2, gt=0, description="largest file that may be uploaded over HTTP"
+    )
+    api_body_bytes: int = Field(1024**2, gt=0, description="largest body of any other HTTP request")
+    api_body_seconds: float = Field(
+        60, gt=0, description="how long an HTTP request may stand still before it is whole"
+    )
     allow_scripted: bool = Field(
         default=False, description="accept `scripted:` base models (fault and chaos tests)"
     )

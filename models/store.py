@@ -7,6 +7,7 @@ ever touch its own; prepared data is shared by digest and appears by one rename.
     jobs/<job>/<fence>/adapter/                registered in `artifacts` (model/ for method full)
     prepared/<digest>/                         train.arrow, eval.arrow, verdict.json
     prepared/<digest>-<random>/                prepared anew after a sweep
+    files/<tenant>/<file>/data.jsonl           uploaded; registered in `files`
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import errno
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from models import disk
@@ -58,6 +60,24 @@ def prepared_url(digest: str, *, again: bool = False) -> str:
     return join(settings().artifacts_url, "prepared", name)
 
 
+def file_url(tenant_id: int, file_id: str) -> str:
+    """The folder of one uploaded file."""
+    return join(files_url(tenant_id), file_id)
+
+
+def files_url(tenant_id: int | None = None) -> str:
+    """Where the uploaded files of a tenant lie, or those of all tenants."""
+    parts = () if tenant_id is None else (str(tenant_id),)
+    return join(settings().artifacts_url, "files", *parts)
+
+
+def incoming_folder(url: str) -> Path:
+    """A local folder to write what will be `place`d at `url`: beside it where that is local."""
+    if is_local(url):
+        return local_path(f"{url}.incoming")
+    return settings().at_home("work", "incoming", url.rpartition("/")[2])
+
+
 def work_folder(job_id: str, fence: int) -> Path:
     """The local folder the trainer writes to: the store's own where that is local."""
     if is_local(settings().artifacts_url):
@@ -80,7 +100,7 @@ def upload(folder: Path, url: str) -> None:
         filesystem.put(f"{folder}/", f"{path}/", recursive=True)
         filesystem.touch(f"{path}/{_WHOLE}")
     except OSError as error:
-        raise _refused("write", error, url) from error
+        raise refused("write", error, url) from error
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -105,7 +125,7 @@ def place(folder: Path, url: str) -> None:
             _appear(folder, target)
         except OSError as error:
             if error.errno != errno.EXDEV:
-                raise _refused("write", error, url) from error
+                raise refused("write", error, url) from error
         else:
             return
     upload(folder, url)  # to another file system: a copy, and then the rename
@@ -121,7 +141,22 @@ def read(url: str, name: str) -> bytes:
         with fsspec.open(join(url, name), "rb") as file:
             return bytes(file.read())
     except OSError as error:
-        raise _refused("read", error, url) from error
+        raise refused("read", error, url) from error
+
+
+def chunks(url: str, name: str, size: int = 1 << 18) -> Iterator[bytes]:
+    """A file of a folder in the store, however long. Raises UnavailableError."""
+    try:
+        if is_local(url):
+            with local_path(join(url, name)).open("rb") as file:
+                yield from iter(lambda: file.read(size), b"")
+            return
+        import fsspec
+
+        with fsspec.open(join(url, name), "rb") as file:
+            yield from iter(lambda: bytes(file.read(size)), b"")
+    except OSError as error:
+        raise refused("read", error, url) from error
 
 
 def read_text(url: str) -> str | None:
@@ -136,7 +171,7 @@ def read_text(url: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _refused("read", error, url) from error
+        raise refused("read", error, url) from error
 
 
 def write_text(url: str, content: str) -> None:
@@ -151,7 +186,7 @@ def write_text(url: str, content: str) -> None:
         with fsspec.open(url, "wt") as file:
             file.write(content)
     except OSError as error:
-        raise _refused("write", error, url) from error
+        raise refused("write", error, url) from error
 
 
 def download(url: str, folder: Path) -> Path:
@@ -176,11 +211,12 @@ def download(url: str, folder: Path) -> Path:
         _appear(staging, folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise _refused("read", error, url, where=staging) from error
+        raise refused("read", error, url, where=staging) from error
     return folder
 
 
-def _refused(what: str, error: OSError, url: str, *, where: Path | None = None) -> CeloraError:
+def refused(what: str, error: OSError, url: str, *, where: Path | None = None) -> CeloraError:
+    """What a failed read or write of the store is to a caller."""
     if disk.is_full(error):
         return disk.full(error, where or url)
     return UnavailableError(f"the artifact store refused a {what}: {error}", where=url)
@@ -216,7 +252,7 @@ def size_bytes(url: str) -> int:
         filesystem, path = fsspec.core.url_to_fs(url)
         return int(filesystem.du(path))
     except OSError as error:
-        raise _refused("read", error, url) from error
+        raise refused("read", error, url) from error
 
 
 def remove(url: str) -> None:

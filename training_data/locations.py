@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 from models.errors import InputError
 from models.settings import settings
+from models.store import files_url, is_local, local_path
+from training_data.access import access
 from training_data.files import DataFile, explained
 
 SourceCheck = Callable[[str], None]
@@ -87,6 +90,12 @@ def locate(
 
 
 def _require_allowed(path: Path, shown: str) -> None:
+    own = access().files_url
+    if own is not None and is_local(own) and path.is_relative_to(os.path.realpath(local_path(own))):
+        return
+    uploads = files_url()
+    if is_local(uploads) and path.is_relative_to(os.path.realpath(local_path(uploads))):
+        raise _of_others(shown)
     roots = [root for root in settings().dataset_roots.split(os.pathsep) if root]
     if roots and not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
         raise InputError(
@@ -94,6 +103,21 @@ def _require_allowed(path: Path, shown: str) -> None:
             where=shown,
             remedy=f"put the data below {' or '.join(roots)} (CELORA_DATASET_ROOTS)",
         )
+
+
+def _of_others(shown: str) -> InputError:
+    return InputError(
+        "uploaded files are read by jobs of their own tenant alone",
+        where=shown,
+        remedy="upload the file with a key of the job's tenant",
+    )
+
+
+def _is_below(url: str, folder: str) -> bool:
+    """Whether one remote URL lies below another, however it is spelled."""
+    protocol, _, path = url.partition("://")
+    plain = f"{protocol.lower()}://{posixpath.normpath(path)}"
+    return plain.startswith(folder.rstrip("/") + "/")
 
 
 def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | None) -> FileSet:
@@ -104,6 +128,9 @@ def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | N
             where=url,
             remedy="give a plain path, or a URL of one store such as s3://bucket/file.jsonl",
         )
+    own = access().files_url
+    if _is_below(url, files_url()) and not (own is not None and _is_below(url, own)):
+        raise _of_others(url)
     if source_check is not None:
         source_check(url)
     import fsspec

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from celora.api.errors import ErrorAnswer, add_handlers
 
 # Each module has a `router`. The order is that of the page at /docs.
-_ROUTERS = ("celora.api.health",)
+_ROUTERS = ("celora.api.files", "celora.api.health")
 _TITLE = "Celora"
 _ERRORS = {
     400: "Something that was sent cannot be used.",

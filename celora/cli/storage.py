@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from models.queries.disk_use import Quota, Use
     from tasks.dispatcher.sweep import Swept
 
-_KINDS = ("checkpoints", "adapters", "prepared", "logs")
+_KINDS = ("checkpoints", "adapters", "prepared", "uploads", "logs")
 
 storage = typer.Typer(
     invoke_without_command=True,

@@ -82,7 +82,6 @@ def _files() -> None:
         _created(),
         _instant("expires_at"),
         _instant("deleted_at"),
-        _instant("removed_at"),
         sa.PrimaryKeyConstraint("id", name="pk_files"),
         _of_tenant("files"),
     )

@@ -19,7 +19,7 @@ class Use:
 
     tenant: str | None
     user: str | None
-    kind: str  # checkpoints, adapters, prepared, logs
+    kind: str  # checkpoints, adapters, prepared, uploads, logs
     count: int  # of log lines for logs
     size_bytes: int
 
@@ -72,7 +72,7 @@ _FILES = """
             SELECT DISTINCT prepared_url, tenant_id, user_name FROM jobs
             WHERE prepared_url IS NOT NULL
         ) AS uses
-    ), files AS (
+    ), stored AS (
         SELECT tenant_id, user_name, 'checkpoints' AS kind, count(*) AS count,
                sum(size_bytes) AS bytes
         FROM checkpoints JOIN jobs ON jobs.id = checkpoints.job_id
@@ -85,14 +85,17 @@ _FILES = """
         SELECT tenant_id, user_name, 'prepared', count(*), sum(size_bytes / coalesce(among, 1))
         FROM prepared_data LEFT JOIN shared ON shared.prepared_url = prepared_data.url
         WHERE deleted_at IS NULL GROUP BY tenant_id, user_name
+        UNION ALL
+        SELECT tenant_id, user_name, 'uploads', count(*), sum(size_bytes)
+        FROM files WHERE deleted_at IS NULL GROUP BY tenant_id, user_name
     )
 """
 
 _RECOUNT = text(f"""
     WITH {_FILES}, used AS (
-        SELECT users.id, coalesce(sum(files.bytes), 0) AS bytes
-        FROM users LEFT JOIN files
-            ON files.tenant_id = users.tenant_id AND files.user_name = users.name
+        SELECT users.id, coalesce(sum(stored.bytes), 0) AS bytes
+        FROM users LEFT JOIN stored
+            ON stored.tenant_id = users.tenant_id AND stored.user_name = users.name
         GROUP BY users.id
     )
     UPDATE users SET disk_used_bytes = used.bytes
@@ -102,7 +105,7 @@ _RECOUNT = text(f"""
 
 _USES = text(f"""
     WITH {_FILES}, everything AS (
-        SELECT * FROM files
+        SELECT * FROM stored
         UNION ALL
         SELECT tenant_id, user_name, 'logs', count(*), sum(octet_length(line))
         FROM log_lines JOIN jobs ON jobs.id = log_lines.job_id GROUP BY tenant_id, user_name

@@ -32,5 +32,3 @@ class StoredFile(Base):
     created_at: Mapped[Created]
     expires_at: Mapped[Instant | None]
     deleted_at: Mapped[Instant | None]
-    # When the store was found empty of it; none after `deleted_at`: the sweep has to delete it yet.
-    removed_at: Mapped[Instant | None]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from models import store
 from models.errors import SetupError
 from models.queries import orphans
+from models.queries.files import known_files
 from models.queries.orphans import KnownJob
 from models.session import transaction
 from models.settings import settings
@@ -39,6 +40,7 @@ def find(root: str) -> Iterator[Orphan]:
     """All orphans below a store's root. Raises UnavailableError."""
     yield from _of_jobs(store.join(root, "jobs"))
     yield from _of_prepared(store.join(root, "prepared"))
+    yield from _of_uploads(store.join(root, "files"))
 
 
 def require_ours(root: str, *, note: bool = True) -> None:
@@ -103,6 +105,17 @@ def _of_prepared(url: str) -> Iterator[Orphan]:
     for folder in found:
         if folder.name not in known and _old(folder.entries):
             yield Orphan.of(f"{url}/{folder.name}", folder.entries)
+
+
+def _of_uploads(url: str) -> Iterator[Orphan]:
+    """Uploaded files, a folder for each tenant: deleted ones, and uploads that were cut off."""
+    found = list(folders(url))
+    with transaction() as session:
+        known = known_files(session)
+    for tenant in found:
+        for name, entries in _grouped(tenant.entries, depth=1):
+            if name and name not in known and _old(entries):
+                yield Orphan.of(f"{url}/{tenant.name}/{name}".rstrip("/"), entries)
 
 
 def _items(entries: list[Entry]) -> Iterator[tuple[str, list[Entry]]]:
