@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from gpu_worker import told
 from gpu_worker.base_evaluation import evaluation_cache_key
 from gpu_worker.checkpoints import CheckpointKeeper
 from gpu_worker.gpu_session import GpuSession
@@ -23,6 +24,7 @@ from gpu_worker.lease import Lease, now
 from gpu_worker.protocol import Evaluated, EvaluationResult, Failed, Trained
 from gpu_worker.recorder import Recorder
 from gpu_worker.session import LeaseLost
+from gpu_worker.told import Told
 from models import store
 from models.errors import CeloraError, StateError, TimeLimitError
 from models.queries import attempts, history, products
@@ -52,7 +54,7 @@ class StageEnd:
         )
         self.keeper = CheckpointKeeper(claim.job_id, claim.fence, lease, self.recorder.flush)
 
-    def trained(self, trained: Trained) -> bool:
+    def trained(self, trained: Trained) -> Told:
         self.keep_checkpoints()
         claim = self.claim
         url = store.join(store.attempt_url(claim.job_id, claim.fence), Path(trained.path).name)
@@ -83,21 +85,24 @@ class StageEnd:
             return self._end(Outcome.COMPLETED, register, step=trained.step, result=result)
         self.recorder.stop()
 
-        def finish(session: Session) -> None:
+        def finish(session: Session) -> list[float]:
             self.recorder.write_rest(session)
             register(session)
             attempts.finish_stage(
                 session, claim.job_id, claim.fence, Stage.TRAIN, Stage.EVALUATE, result=result
             )
+            return history.loss_span(session, claim.job_id)
 
+        losses: list[float] = []
         try:
-            self.lease.insist(finish)
+            losses = self.lease.insist(finish)
         except StateError:
             _log.info("job %s: its stage had been finished already", claim.job_id)
         self.session.detach()
-        return True
+        seconds = claim.gpu_seconds_so_far + now() - self.lease.claimed_at
+        return told.trained(losses, trained.step, seconds, self.session.worker)
 
-    def evaluated(self, evaluated: Evaluated) -> bool:
+    def evaluated(self, evaluated: Evaluated) -> Told:
         claim = self.claim
         key = evaluation_cache_key(claim, self.session.device.kind)
 
@@ -121,7 +126,7 @@ class StageEnd:
         }
         return self._end(Outcome.COMPLETED, record, result={"evaluation": summary})
 
-    def nothing_to_evaluate(self) -> bool:
+    def nothing_to_evaluate(self) -> Told:
         """What was trained is kept: that no rows were held out was said with the data's verdict."""
 
         def tell(session: Session) -> None:
@@ -136,7 +141,7 @@ class StageEnd:
 
         return self._end(Outcome.COMPLETED, tell)
 
-    def stopped(self, reason: StopReason | None, *, step: int | None = None) -> bool:
+    def stopped(self, reason: StopReason | None, *, step: int | None = None) -> Told:
         """Stopped as asked; for no reason: over the time limit."""
         if reason is not None:
             return self._end(STOPPED_AS[reason], step=step)
@@ -146,10 +151,10 @@ class StageEnd:
         )
         return self.failed(error.record(), step=step)
 
-    def failed(self, error: dict[str, Any], *, step: int | None = None) -> bool:
+    def failed(self, error: dict[str, Any], *, step: int | None = None) -> Told:
         return self._end(Outcome.FAILED, reason=error.get("message"), step=step, error=error)
 
-    def gave_up(self, why: str, error: CeloraError | None = None) -> bool:
+    def gave_up(self, why: str, error: CeloraError | None = None) -> Told:
         """The attempt is lost; what its trainer had saved before is kept for the next one.
 
         `error` is the job's where there is no next one.
@@ -157,7 +162,7 @@ class StageEnd:
         self.keep_checkpoints()
         return self._end(Outcome.LOST, reason=why, error=error.record() if error else None)
 
-    def out_of_memory(self, failed: Failed) -> bool:
+    def out_of_memory(self, failed: Failed) -> Told:
         """Again with a smaller micro-batch and the same effective batch, if there is a smaller."""
         spec, overrides = self.claim.spec, self.claim.overrides
         batch = overrides.get("batch_size", spec.batch_size)
@@ -229,15 +234,15 @@ class StageEnd:
         error: dict[str, Any] | None = None,
         result: dict[str, Any] | None = None,
         overrides: dict[str, Any] | None = None,
-    ) -> bool:
+    ) -> Told:
         self.recorder.stop()
 
-        def end(session: Session) -> None:
+        def end(session: Session) -> Told:
             self.session.report(session)
             self.recorder.write_rest(session)
             if write is not None:
                 write(session)
-            attempts.end_attempt(
+            job = attempts.end_attempt(
                 session,
                 self.claim.job_id,
                 self.claim.fence,
@@ -248,13 +253,16 @@ class StageEnd:
                 result=result,
                 overrides=overrides,
             )
+            shows_losses = outcome is Outcome.COMPLETED and "evaluation" not in (job.result or {})
+            losses = history.loss_span(session, job.id) if shows_losses else []
+            return told.ended(job, outcome, reason, losses, self.session.worker)
 
-        self.lease.conclude(end)
+        said = self.lease.conclude(end)
         self.trackers.finish(result, outcome)
         self.session.release()
         if outcome in _FOR_GOOD and not store.is_local(settings().artifacts_url):
             _remove_later(store.work_folder(self.claim.job_id, self.claim.fence))
-        return outcome is Outcome.COMPLETED
+        return said
 
 
 def smaller_batch(batch: int, effective: int) -> int | None:

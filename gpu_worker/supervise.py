@@ -13,7 +13,7 @@ from contextlib import suppress
 from threading import Event
 from typing import NoReturn
 
-from gpu_worker import inputs
+from gpu_worker import inputs, told
 from gpu_worker.gpu_session import GpuSession, TrainerStuckError
 from gpu_worker.inbox import Done, Due, Inbox, Said
 from gpu_worker.lease import Lease, LeaseLostError, now
@@ -36,6 +36,7 @@ from gpu_worker.protocol import (
     Trained,
 )
 from gpu_worker.stage_end import StageEnd
+from gpu_worker.told import Told
 from gpu_worker.trainer_process import (
     SCRIPTED_MODULE,
     TRAINER_MODULE,
@@ -69,7 +70,7 @@ class TrainerLostError(CeloraError):
     """The trainer died, or never became ready."""
 
 
-def run_stage(session: GpuSession, job_id: str, fence: int, stage: Stage) -> bool:
+def run_stage(session: GpuSession, job_id: str, fence: int, stage: Stage) -> Told:
     """Run one stage. True when it is done: its successor may run, where there is one.
 
     False when the ticket was stale, or the stage did not finish: its successor must not run.
@@ -78,9 +79,9 @@ def run_stage(session: GpuSession, job_id: str, fence: int, stage: Stage) -> boo
         claim = session.claim(job_id, fence, stage)
     except UnavailableError as error:
         _log.warning("job %s: not claimed: %s", job_id, error.what)
-        return False
+        return told.dropped(f"not claimed: {error.what}")
     if claim is None or session.lease is None:
-        return False
+        return told.dropped("a ticket that is late or repeated, or of a job that was stopped")
     try:
         return _StageRun(session, claim, session.lease).run()
     except Exception:  # noqa: BLE001 (not even the end could be written)
@@ -89,7 +90,7 @@ def run_stage(session: GpuSession, job_id: str, fence: int, stage: Stage) -> boo
         with suppress(TrainerStuckError):
             session.end_trainer()
         session.release()
-        return False
+        return told.dropped("the worker met an error of its own; its log tells it")
 
 
 class _StageRun:
@@ -104,7 +105,7 @@ class _StageRun:
         self.heard = False  # anything since the command was sent
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
-    def run(self) -> bool:
+    def run(self) -> Told:
         self.session.attach(self.inbox.put)
         try:
             if self.claim.stage is Stage.EVALUATE and self.claim.rows_held_out == 0:
@@ -113,12 +114,12 @@ class _StageRun:
         except (LeaseLostError, StaleFenceError) as error:
             _log.warning("job %s fence %s: %s", self.claim.job_id, self.claim.fence, error.what)
             self._abandon()
-            return False
+            return told.dropped(error.what)
         finally:
             if self.trainer is not None:
                 self.trainer.listener = None
 
-    def _stage(self) -> bool:
+    def _stage(self) -> Told:
         limit = self.claim.spec.time_limit_seconds - self.claim.gpu_seconds_so_far
         self.inbox.set_deadline(Due.LIMIT, self.lease.claimed_at + max(0.0, limit))
         try:
@@ -206,7 +207,7 @@ class _StageRun:
                 return said
         return None
 
-    def _conclude(self, verdict: Verdict) -> bool:
+    def _conclude(self, verdict: Verdict) -> Told:
         match verdict:
             case Trained():
                 return self.end.trained(verdict)
@@ -327,7 +328,7 @@ class _StageRun:
 
     # Ends
 
-    def _give_up(self, why: str, error: CeloraError | None = None) -> bool:
+    def _give_up(self, why: str, error: CeloraError | None = None) -> Told:
         """The attempt is lost for a reason that may be gone next time: the job is placed again.
 
         `error` is the job's where that has happened too often.

@@ -23,25 +23,36 @@ if TYPE_CHECKING:
 CONFIRM_SECONDS = 5.0
 
 
-def ticket(job_id: str, fence: int, stage: Stage, queue: str, evaluate: bool) -> Signature:  # noqa: FBT001 (the dispatcher passes a row's columns in order)
+def ticket(
+    job_id: str,
+    fence: int,
+    stage: Stage,
+    queue: str,
+    evaluate: bool,  # noqa: FBT001 (the dispatcher passes a row's columns in order)
+    *,
+    shown: str | None = None,
+) -> Signature:
     """The chain to publish for an attempt whose first unfinished stage is `stage`.
 
-    Immutable: a result never becomes an argument. Every publish gives it new task ids.
+    Immutable: a result never becomes an argument. Every publish gives it new task ids. `shown` is
+    what Flower tells of each of its tasks beside their arguments: a header, read by no worker.
     """
+
+    def task(name: str) -> Signature:
+        return _signature(name, job_id, fence, queue, shown)
+
     if stage is Stage.PREPROCESS:
-        return _signature(PREPROCESS, job_id, fence, queue)
+        return task(PREPROCESS)
     if stage is Stage.EVALUATE:
-        return _signature(EVALUATE, job_id, fence, queue)
-    train = _signature(TRAIN, job_id, fence, queue)
-    return chain(train, _signature(EVALUATE, job_id, fence, queue)) if evaluate else train
+        return task(EVALUATE)
+    return chain(task(TRAIN), task(EVALUATE)) if evaluate else task(TRAIN)
 
 
-def _signature(task: str, job_id: str, fence: int, queue: str) -> Signature:
+def _signature(task: str, job_id: str, fence: int, queue: str, shown: str | None) -> Signature:
     from tasks.app import app
 
-    return app.signature(
-        task,
-        args=(job_id, fence),
-        immutable=True,
-        options={"queue": queue, "ignore_result": True, "confirm_timeout": CONFIRM_SECONDS},
-    )
+    options = {"queue": queue, "ignore_result": True, "confirm_timeout": CONFIRM_SECONDS}
+    options["argsrepr"] = f"{job_id}, attempt {fence}"
+    if shown is not None:
+        options["kwargsrepr"] = shown
+    return app.signature(task, args=(job_id, fence), immutable=True, options=options)

@@ -16,12 +16,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from gpu_worker import prepared_data
+from gpu_worker import prepared_data, told
 from gpu_worker.bases import resolve
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, LeaseLostError, now
 from gpu_worker.patience import patiently
 from gpu_worker.session import WorkerSession
+from gpu_worker.told import Told
 from models import disk, store
 from models.errors import CeloraError, StaleFenceError, UnavailableError
 from models.queries import attempts, history, products
@@ -50,36 +51,36 @@ class _Stopped(Exception):  # noqa: N818 (no error: it was asked for)
     """The thread leaves: a stop was asked for, or the lease is lost."""
 
 
-def prepare_job(session: WorkerSession, job_id: str, fence: int) -> bool:
+def prepare_job(session: WorkerSession, job_id: str, fence: int) -> Told:
     """True when the data is prepared. False: a stale ticket, bad data, or a stop."""
     try:
         claim = session.claim(job_id, fence, Stage.PREPROCESS)
     except UnavailableError as error:
         _log.warning("job %s: not claimed: %s", job_id, error.what)
-        return False
+        return told.dropped(f"not claimed: {error.what}")
     if claim is None or session.lease is None:
-        return False
-    attempt = _Attempt(claim, session.lease)
+        return told.dropped("a ticket that is late or repeated, or of a job that was stopped")
+    attempt = _Attempt(claim, session.lease, session.worker)
     session.attach(attempt.inbox.put)
     try:
         return attempt.run()
     except (LeaseLostError, StaleFenceError) as error:
         _log.warning("job %s fence %s: %s", job_id, fence, error.what)
-        return False
+        return told.dropped(error.what)
     finally:
         attempt.stopping.set()
         session.release()
 
 
 class _Attempt:
-    def __init__(self, claim: Claim, lease: Lease) -> None:
-        self.claim, self.lease = claim, lease
+    def __init__(self, claim: Claim, lease: Lease, worker: str) -> None:
+        self.claim, self.lease, self.worker = claim, lease, worker
         self.inbox = Inbox()
         self.stopping = threading.Event()
         self.scratch = store.work_folder(claim.job_id, claim.fence) / "prepare"
         self._said_at = 0.0
 
-    def run(self) -> bool:
+    def run(self) -> Told:
         self.inbox.in_background(self._work)
         stop: StopReason | None = None
         while True:
@@ -165,8 +166,8 @@ class _Attempt:
 
     # Ends
 
-    def _completed(self, found: _Found) -> bool:
-        def write(session: Session) -> None:
+    def _completed(self, found: _Found) -> Told:
+        def write(session: Session) -> Told:
             products.set_prepared(
                 session,
                 self.claim.job_id,
@@ -177,12 +178,14 @@ class _Attempt:
                 verdict=found.verdict,
                 prepared_bytes=found.new_bytes,
             )
-            attempts.end_attempt(session, self.claim.job_id, self.claim.fence, Outcome.COMPLETED)
+            job = attempts.end_attempt(
+                session, self.claim.job_id, self.claim.fence, Outcome.COMPLETED
+            )
+            return told.prepared(job, found.verdict, now() - self.lease.claimed_at, self.worker)
 
-        self.lease.conclude(write)
-        return True
+        return self.lease.conclude(write)
 
-    def _ended(self, error: BaseException, stop: StopReason | None) -> bool:
+    def _ended(self, error: BaseException, stop: StopReason | None) -> Told:
         if stop is not None:
             return self._end(STOPPED_AS[stop])
         if isinstance(error, UnavailableError):
@@ -204,10 +207,11 @@ class _Attempt:
         *,
         reason: str | None = None,
         error: dict[str, Any] | None = None,
-    ) -> bool:
-        self.lease.conclude(
-            lambda session: attempts.end_attempt(
+    ) -> Told:
+        def write(session: Session) -> Told:
+            job = attempts.end_attempt(
                 session, self.claim.job_id, self.claim.fence, outcome, reason=reason, error=error
             )
-        )
-        return False
+            return told.ended(job, outcome, reason, [], self.worker)
+
+        return self.lease.conclude(write)

@@ -6,13 +6,11 @@ system, the package is installed with apt, without letting it start the system's
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +21,12 @@ from typing import BinaryIO
 import psutil
 
 from models.errors import SetupError
+from tests import apt
 from tests.postgres_server import free_port
 
 # Debian's commands on the PATH insist on root or their own user; the scripts behind them do not.
 _DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 START_SECONDS = 120
-_POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 @dataclass(slots=True)
@@ -120,53 +118,11 @@ def _programs() -> Path | None:
 
 def _install() -> Path:
     remedy = "install RabbitMQ, or set CELORA_TEST_BROKER_URL"
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise SetupError(
-            "no RabbitMQ answers, none is installed, and it cannot be installed here"
-            " (that takes root and apt)",
-            remedy=remedy,
-        )
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with _alone(), _no_service_start():
-        for command in (
-            ["apt-get", "update", "-q"],
-            ["apt-get", "install", "-y", "-q", "--no-install-recommends", "rabbitmq-server"],
-        ):
-            done = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
+    said = apt.install("rabbitmq-server", remedy=remedy)
     programs = _programs()
     if programs is None:
-        raise SetupError(f"apt did not install RabbitMQ: {done.stdout[-600:]}", remedy=remedy)
+        raise SetupError(f"apt did not install RabbitMQ: {said}", remedy=remedy)
     return programs
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Two processes that run tests would both install; apt lets only one."""
-    with (Path(tempfile.gettempdir()) / "celora_test_install.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _no_service_start() -> Iterator[None]:
-    """Keep the package from starting its service, which would listen on all interfaces."""
-    if _POLICY.exists():  # set up already (containers have it): not ours to change
-        yield
-        return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n")
-    _POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        _POLICY.unlink()
 
 
 def _epmd() -> str:

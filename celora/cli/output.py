@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from models.duration import duration as duration  # noqa: PLC0414 (commands take it from here)
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -100,20 +102,6 @@ def state_text(state: str) -> Any:
     from rich.text import Text
 
     return Text(state, STATE_STYLES.get(state, ""))
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: "45 s", "2 min 5 s", "3 h 12 min", "2 d 4 h"."""
-    whole = max(0, round(seconds))
-    for size, big, small_size, small in (
-        (86_400, "d", 3_600, "h"),
-        (3_600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // small_size
-            return f"{whole // size} {big}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
 
 
 def age(moment: datetime | None) -> str:

@@ -13,6 +13,8 @@ import typer
 
 from models.errors import InputError, SetupError
 
+# Flower's own choice leaves out what tells one job from another, and what came of it.
+_FLOWER_COLUMNS = "name,state,kwargs,result,worker,uuid,args,runtime,received"
 _DEVICES_HELP = "`all` (CUDA devices), `cuda:0,cuda:2`, or `cpu:2` (slots of this machine's cores)"
 
 
@@ -160,6 +162,7 @@ def flower(
         "FLOWER_ADDRESS": address,
         "FLOWER_PORT": str(port),
     }
+    environment.setdefault("FLOWER_TASKS_COLUMNS", _FLOWER_COLUMNS)
     os.execve(  # noqa: S606 (as above)
         sys.executable,
         [sys.executable, "-m", "celery", "--app", "tasks.app", "flower"],

@@ -222,6 +222,19 @@ def metrics_of(
     return [MetricRow(*row) for row in rows]
 
 
+def loss_span(session: Session, job_id: str) -> list[float]:
+    """The training loss of a job's first and of its last step on record; empty without any."""
+    row = session.execute(_LOSS_SPAN, {"job_id": job_id}).one()
+    return [] if row.first is None else [row.first, row.last]
+
+
+_LOSSES = "SELECT value FROM metrics WHERE job_id = :job_id AND stage = 'train'"
+_LOSS_SPAN = text(f"""
+    SELECT ({_LOSSES} AND name = 'train_loss' ORDER BY step LIMIT 1) AS first,
+           ({_LOSSES} AND name = 'train_loss' ORDER BY step DESC LIMIT 1) AS last
+""")
+
+
 def count(session: Session, counter_name: str, by: int = 1) -> None:
     """Count something that happened to no job in particular."""
     statement = upsert(Counter).values(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import bindparam, delete, exists, or_, select, text, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, joinedload
 
 from models.queries.history import printable
-from models.tables import Attempt, Ticket
+from models.tables import Attempt, Job, Tenant, Ticket
 
 _LIVE = exists().where(
     Attempt.job_id == Ticket.job_id, Attempt.fence == Ticket.fence, Attempt.ended_at.is_(None)
@@ -16,7 +16,8 @@ _LIVE = exists().where(
 
 
 def unsent(session: Session, limit: int = 100) -> list[Ticket]:
-    """Tickets of live attempts that wait for the relay, the least tried first.
+    """Tickets of live attempts that wait for the relay, the least tried first. Each comes with what
+    those who watch the broker are to see of its job: tenant, name, base model, method.
 
     They are not locked: a lock would have to be held while the broker is spoken to. So two relays
     may publish one ticket twice, as a crash between the two steps does: the claim tells them apart.
@@ -26,6 +27,12 @@ def unsent(session: Session, limit: int = 100) -> list[Ticket]:
 
 _UNSENT = (
     select(Ticket)
+    .options(
+        joinedload(Ticket.job)
+        .load_only(Job.name, Job.base_model, Job.method)
+        .joinedload(Job.tenant)
+        .load_only(Tenant.name)
+    )
     .where(Ticket.sent_at.is_(None), _LIVE)
     .order_by(Ticket.send_attempts, Ticket.id)
     .limit(bindparam("limit"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.tables.base import Base, Created, Instant, JobId, RowId
+from models.tables.jobs import Job
 
 
 class Ticket(Base):
@@ -25,3 +26,8 @@ class Ticket(Base):
     sent_at: Mapped[Instant | None]
     send_attempts: Mapped[int] = mapped_column(server_default="0")
     last_error: Mapped[str | None]
+
+    # Not a foreign key: a ticket may outlive its job. Loaded by the relay alone, and there in part.
+    job: Mapped[Job | None] = relationship(
+        primaryjoin="foreign(Ticket.job_id) == Job.id", viewonly=True
+    )

@@ -18,7 +18,7 @@ from models.session import transaction
 from models.settings import settings
 from models.states import Stage
 from models.tables import Ticket
-from tasks import pipeline
+from tasks import pipeline, shown
 from tasks.broker import broker_settings
 from tasks.dispatcher.outage import Outage
 
@@ -102,7 +102,12 @@ class Publisher:
         if self._connection is None:
             self._connection = _connect()
         chain = pipeline.ticket(
-            ticket.job_id, ticket.fence, Stage(ticket.stage), ticket.queue, ticket.evaluate
+            ticket.job_id,
+            ticket.fence,
+            Stage(ticket.stage),
+            ticket.queue,
+            ticket.evaluate,
+            shown=None if ticket.job is None else shown.of(ticket.job),
         )
         chain.apply_async(
             connection=self._connection,

@@ -28,6 +28,13 @@ def test_a_gpu_ticket_trains_and_then_evaluates_on_the_same_queue() -> None:
         assert task.options["queue"] == "celora.gpu.h.0"
 
 
+def test_every_task_of_a_chain_shows_whose_it_is() -> None:
+    chain = ticket("ftjob-1", 3, Stage.TRAIN, "q", True, shown="physics: lora on x")  # noqa: FBT003 (a row's column)
+    for task in chain.tasks:
+        assert task.options["argsrepr"] == "ftjob-1, attempt 3"
+        assert task.options["kwargsrepr"] == "physics: lora on x"
+
+
 def test_without_evaluation_training_stands_alone() -> None:
     alone = ticket("ftjob-1", 3, Stage.TRAIN, "celora.gpu.h.0", False)  # noqa: FBT003 (a row's column)
     assert alone.task == TRAIN
