@@ -118,12 +118,7 @@ def _deliveries() -> None:
     op.create_table(
         "deliveries",
         sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
-        sa.Column(
-            "message_id",
-            sa.Text(),
-            server_default=sa.text("'evt_' || replace(gen_random_uuid()::text, '-', '')"),
-            nullable=False,
-        ),
+        sa.Column("message_id", sa.Text(), nullable=False),
         sa.Column("target_id", sa.BigInteger(), nullable=False),
         sa.Column("job_id", sa.Text(collation="C")),
         sa.Column("notice", sa.Text(), nullable=False),

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from models.errors import NotFoundError, StateError
 from models.notices import DeliveryState, Notice, pause_after
 from models.queries.history import printable
+from models.queries.notices import MESSAGE_ID
 
 # How long what a target is told once is remembered, whatever the log keeps: two months.
 _ONCE_DAYS = 62
@@ -201,11 +202,12 @@ _FREE = text("""
     WHERE id = :target_id AND sendings = :sending
 """)
 
-_TEST = text("""
-    INSERT INTO deliveries (target_id, notice, data)
-    VALUES (:target_id, 'test', jsonb_build_object('asked_by', CAST(:asked_by AS text)))
+_TEST = text(f"""
+    INSERT INTO deliveries (message_id, target_id, notice, data)
+    VALUES ({MESSAGE_ID}, :target_id, 'test',
+            jsonb_build_object('asked_by', CAST(:asked_by AS text)))
     RETURNING id
-""")
+""")  # noqa: S608 (joined from constants)
 
 _SEND_NOW = text("""
     UPDATE deliveries

@@ -19,6 +19,9 @@ from models.tables import Job
 
 _LOOKED_AT_ONCE = 500
 
+# A new message's id, in SQL: receivers know by it that they have had it before.
+MESSAGE_ID = "'evt_' || replace(gen_random_uuid()::text, '-', '')"
+
 
 def tell(session: Session, job: Job, notice: Notice) -> None:
     """Write what `job`, a locked row with its news, has become, for all who want to hear of it.
@@ -74,15 +77,15 @@ def _facts(job: Job) -> dict[str, Any]:
     }
 
 
-_TELL = text("""
-    INSERT INTO deliveries (target_id, job_id, notice, data)
-    SELECT targets.id, :job_id, :notice, :data
+_TELL = text(f"""
+    INSERT INTO deliveries (message_id, target_id, job_id, notice, data)
+    SELECT {MESSAGE_ID}, targets.id, :job_id, :notice, :data
     FROM notification_targets AS targets
     LEFT JOIN job_targets ON job_targets.job_id = :job_id AND job_targets.target_id = targets.id
     WHERE targets.tenant_id = :tenant_id AND targets.removed_at IS NULL
       AND (:notice = ANY (targets.events) OR :notice = ANY (job_targets.events))
       AND (targets.format <> 'openai' OR :openai)
-""").bindparams(bindparam("data", type_=JSONB))
+""").bindparams(bindparam("data", type_=JSONB))  # noqa: S608 (joined from constants)
 
 # As _facts, for a row of `jobs` joined to its `tenants`.
 _FACTS = """
@@ -109,8 +112,8 @@ _OVERDUE_OF_TENANTS = text(f"""
         UPDATE notification_targets SET waits_seen_until = asking.until
         FROM asking WHERE asking.id = notification_targets.id
     )
-    INSERT INTO deliveries (target_id, job_id, notice, data)
-    SELECT asking.id, jobs.id, 'waiting', {_FACTS}
+    INSERT INTO deliveries (message_id, target_id, job_id, notice, data)
+    SELECT {MESSAGE_ID}, asking.id, jobs.id, 'waiting', {_FACTS}
     FROM asking
     JOIN jobs ON jobs.tenant_id = asking.tenant_id AND jobs.state IN ('pending', 'queued')
         AND jobs.waits_for IS NULL AND jobs.purpose = 'tune'
@@ -145,8 +148,8 @@ _OVERDUE_OF_JOBS = text(f"""
         FROM found
         WHERE job_targets.job_id = found.job_id AND job_targets.target_id = found.target_id
     )
-    INSERT INTO deliveries (target_id, job_id, notice, data)
-    SELECT target_id, job_id, 'waiting', data
+    INSERT INTO deliveries (message_id, target_id, job_id, notice, data)
+    SELECT {MESSAGE_ID}, target_id, job_id, 'waiting', data
     FROM found WHERE waits AND too_long_at <= clock_timestamp()
     RETURNING id
 """)  # noqa: S608 (joined from constants)
@@ -171,8 +174,8 @@ _BUDGETS = text(f"""
         LEFT JOIN live AS held ON held.tenant_id = tenants.id AND held.user_name = users.name
         WHERE coalesce(users.gpu_hours_per_month, tenants.user_gpu_hours_per_month) IS NOT NULL
     )
-    INSERT INTO deliveries (target_id, notice, data, once_key)
-    SELECT target_id, 'budget',
+    INSERT INTO deliveries (message_id, target_id, notice, data, once_key)
+    SELECT {MESSAGE_ID}, target_id, 'budget',
            jsonb_build_object(
                'tenant', tenant, 'user', user_name, 'month', month,
                'gpu_hours_used', round(CAST(seconds / 3600 AS numeric), 2),

@@ -99,9 +99,8 @@ class Delivery(Base):
     )
 
     id: Mapped[RowId]
-    message_id: Mapped[str] = mapped_column(  # `webhook-id`, the same at every try
-        unique=True, server_default=text("'evt_' || replace(gen_random_uuid()::text, '-', '')")
-    )
+    # `webhook-id`, the same at every try.
+    message_id: Mapped[str] = mapped_column(unique=True)
     target_id: Mapped[int] = mapped_column(
         ForeignKey("notification_targets.id", ondelete="CASCADE")
     )
