@@ -43,6 +43,6 @@ def cache_key_of(spec: JobSpec, *, base_revision: str, data_digest: str, device:
 
 def _quantisation(spec: JobSpec) -> str:
     """A full job holds its base in float32 where an adapter's base may be in half precision."""
-    if spec.method == "qlora":
+    if spec.held_as == "qlora":
         return "nf4"
-    return "none" if spec.method == "lora" or spec.bf16_pure else "none, fp32 weights"
+    return "none" if spec.held_as == "lora" or spec.bf16_pure else "none, fp32 weights"

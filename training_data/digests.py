@@ -64,6 +64,8 @@ def digest_parts(
     """The digests one by one, as the verdict shows them."""
     chosen = spec.model_dump(mode="json", include=set(_SETTINGS))
     chosen |= {"format": FORMAT}
+    if spec.method == "dpo":  # the other methods share their tokens
+        chosen |= {"pairs": True}
     chosen |= {name: version(name) for name in ("tokenizers", "transformers")}
     settings = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
     parts = {"data": data, "tokenizer": tokenizer, "settings": settings}

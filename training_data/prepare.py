@@ -86,7 +86,7 @@ def prepare_rows(
 
     with _writable(scratch):
         watch.turn_to("tokenising")
-        tally, highest_id = _write_tokens(rows, tokeniser, scratch)
+        tally, highest_id, held_out_digest = _write_tokens(rows, tokeniser, scratch)
         problems.raise_any(spec.dataset)
         _require_embeddings(spec, tokenizer, highest_id)
         if not tally.rows_train:
@@ -108,6 +108,8 @@ def prepare_rows(
     )
     verdict["warnings"] = verdicts.warnings(spec, rows, verdict)
     verdict["digests"] = parts
+    # Of the rows themselves: runs with other settings are compared where they were held out alike.
+    verdict["held_out_digest"] = held_out_digest if tally.rows_held_out else None
     verdict["seconds"] = round(time.monotonic() - started, 3)
     with _writable(scratch):
         (scratch / "verdict.json").write_text(json.dumps(verdict, ensure_ascii=False), "utf-8")
@@ -179,24 +181,27 @@ def _steps(spec: JobSpec, sequences: int) -> Steps:
     )
 
 
-def _write_tokens(rows: Rows, tokeniser: Tokeniser, scratch: Path) -> tuple[Tally, int]:
-    """Every row tokenised, counted and written; the counts and the highest token there is."""
+def _write_tokens(rows: Rows, tokeniser: Tokeniser, scratch: Path) -> tuple[Tally, int, str]:
+    """Every row tokenised, counted and written; the counts, the highest token there is, and the
+    digest of the held-out rows."""
     tally = Tally()
+    pairs = tokeniser.pairs
     with (
-        TokenWriter(scratch / _UNPACKED, held_out=False) as train,
-        TokenWriter(scratch / "eval.arrow", held_out=True) as held_out,
+        TokenWriter(scratch / _UNPACKED, held_out=False, pairs=pairs) as train,
+        TokenWriter(scratch / "eval.arrow", held_out=True, pairs=pairs) as held_out,
     ):
         for row in tokeniser.tokens(rows.kept()):
             tally.add(row)
             (held_out if row.held_out else train).add(row)
-    return tally, max(train.highest_id, held_out.highest_id)
+    return tally, max(train.highest_id, held_out.highest_id), held_out.digest
 
 
 def _pack(spec: JobSpec, scratch: Path, rows: int, watch: Watch) -> tuple[int, bool]:
     """Make the training file; (sequences in it, are they packs)."""
     unpacked, target = scratch / _UNPACKED, scratch / "train.arrow"
     few = _steps(spec, rows).total < FEWEST_PACKED_STEPS
-    if spec.packing == "on" or (spec.packing == "auto" and not few):
+    asked = spec.packing == "on" or (spec.packing == "auto" and not few)
+    if asked and spec.method != "dpo":  # pairs are not packed
         packs = pack_file(unpacked, target, spec.max_sequence_length, watch.look)
         if spec.packing == "on" or _steps(spec, packs).total >= FEWEST_PACKED_STEPS:
             unpacked.unlink()

@@ -92,7 +92,12 @@ class Rows:
                 self._watch.look()
             if shape is None:
                 shape = shape_of(
-                    record, self._spec.shape, self._spec.columns, where=where, line=line
+                    record,
+                    self._spec.shape,
+                    self._spec.columns,
+                    pairs=self._spec.method == "dpo",
+                    where=where,
+                    line=line,
                 )
                 self.shape = shape
             try:

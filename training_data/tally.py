@@ -24,9 +24,9 @@ class Tally:
             self.rows_held_out += 1
             return
         self.rows_train += 1
-        self.tokens_train += len(row.ids)
-        self.loss_tokens_train += row.loss_tokens
-        self.lengths[row.length] += 1
+        self.tokens_train += sum(len(side.ids) for side in row.sides)
+        self.loss_tokens_train += sum(map(loss_tokens, row.sides))
+        self.lengths[max(side.length for side in row.sides)] += 1
         if self.shown is None:
             self.shown = row
 
@@ -37,17 +37,44 @@ class Tally:
 
     def length_summary(self) -> dict[str, int]:
         """Tokens a training row before truncation: least, percentiles (nearest rank), most."""
-        if not self.lengths:
-            return {}
-        marks = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-        summary: dict[str, int] = {"min": min(self.lengths)}
-        passed = 0
-        for length in sorted(self.lengths):
-            passed += self.lengths[length]
-            for name, share in marks.items():
-                if name not in summary and passed >= share * self.rows_train:
-                    summary[name] = length
-        return summary | {"max": max(self.lengths)}
+        return percentiles(self.lengths)
+
+    def length_histogram(self) -> list[dict[str, int]]:
+        """Training rows by tokens before truncation."""
+        return histogram(self.lengths)
+
+
+def percentiles(lengths: Counter[int]) -> dict[str, int]:
+    """min, p50, p95, p99 and max of values that are counted; nearest rank."""
+    if not lengths:
+        return {}
+    total = lengths.total()
+    marks = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    summary: dict[str, int] = {"min": min(lengths)}
+    passed = 0
+    for length in sorted(lengths):
+        passed += lengths[length]
+        for name, share in marks.items():
+            if name not in summary and passed >= share * total:
+                summary[name] = length
+    return summary | {"max": max(lengths)}
+
+
+def histogram(lengths: Counter[int]) -> list[dict[str, int]]:
+    """Rows by length, in steps that double: [{from, to, rows}, …], `to` included."""
+    bits = Counter[int]()
+    for length, rows in lengths.items():
+        bits[length.bit_length()] += rows
+    if not bits:
+        return []
+    return [
+        {"from": (1 << size) >> 1, "to": (1 << size) - 1, "rows": bits[size]}
+        for size in range(min(bits), max(bits) + 1)
+    ]
+
+
+def loss_tokens(row: TokenRow) -> int:
+    return sum(end - start for start, end in row.loss)
 
 
 def segments(row: TokenRow, decode: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from models.spec import JobSpec
 from training_data.chat_template import ChatTemplate
-from training_data.formats.rows import Plain
+from training_data.formats.rows import Chat, Pair, Plain
 from training_data.problems import Problems, RowError
 from training_data.rows import Kept
 from training_data.templates import Rendered, render_plain
@@ -46,10 +46,12 @@ class TokenRow:
     prompt_ids: array[int] = field(default_factory=lambda: array("i"))
     prompt: str = ""
     answer: str = ""
+    # Of a preference pair: the row is the prompt with the chosen answer, this with the other one.
+    rejected: TokenRow | None = None
 
     @property
-    def loss_tokens(self) -> int:
-        return sum(end - start for start, end in self.loss)
+    def sides(self) -> tuple[TokenRow, ...]:
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Tokeniser:
         self._problems = problems
         self._watch = watch
         self._limit = spec.max_sequence_length
+        self.pairs = spec.method == "dpo"
         self._ruler = ruler_for(tokenizer)
         self._opening = array("i", tokenizer.opening_ids)
         self._chat: ChatTemplate | None = None
@@ -97,25 +100,26 @@ class Tokeniser:
         batch = _Batch()
         for kept in rows:
             try:
-                rendered = self._cut(self._render(kept))
+                sides = [self._cut(self._render(side)) for side in _sides(kept)]
             except RowError as error:
                 self._problems.add(kept.line, error.what, error.remedy, file=kept.file)
             if self._problems.count:
                 continue
-            batch.rows.append((kept, rendered))
-            batch.characters += len(rendered.text)
+            # The two sides of a pair stand one after the other, in one batch.
+            batch.rows += [(kept, rendered) for rendered in sides]
+            batch.characters += sum(len(rendered.text) for rendered in sides)
             if batch.full:
                 yield batch
                 batch = _Batch()
         if batch.rows and not self._problems.count:
             yield batch
 
-    def _render(self, kept: Kept) -> Rendered:
-        if isinstance(kept.row, Plain):
-            return render_plain(kept.row)
+    def _render(self, row: Plain | Chat) -> Rendered:
+        if isinstance(row, Plain):
+            return render_plain(row)
         if self._chat is None:
             self._chat = ChatTemplate(self._tokenizer, self._spec.base_model)
-        return self._chat.render(kept.row, anywhere=self._spec.loss_on == "all")
+        return self._chat.render(row, anywhere=self._spec.loss_on == "all")
 
     def _cut(self, rendered: Rendered) -> Rendered:
         """Without text that lies beyond the limit for certain, however long each token is.
@@ -151,16 +155,31 @@ class Tokeniser:
             for start, end in _asked(kept, rendered)
         ]
         ranges = iter(self._ruler.ranges(encoded, spans))
-        for (kept, rendered), ids in zip(batch.rows, encoded.ids, strict=True):
-            found = [next(ranges) for _ in _asked(kept, rendered)]
-            row = self._row(kept, rendered, ids, found)
+        read = [
+            self._row(kept, rendered, ids, [next(ranges) for _ in _asked(kept, rendered)])
+            for (kept, rendered), ids in zip(batch.rows, encoded.ids, strict=True)
+        ]
+        sides = 2 if self.pairs else 1
+        for first in range(0, len(read), sides):
+            row = self._whole(read[first : first + sides])
             if row is not None:
                 yield row
 
+    def _whole(self, sides: list[TokenRow | str]) -> TokenRow | None:
+        """A row of its sides; None, and counted, where one cannot stay."""
+        rows = [side for side in sides if isinstance(side, TokenRow)]
+        if len(rows) < len(sides):
+            self.dropped[next(side for side in sides if isinstance(side, str))] += 1
+            return None
+        self.truncated += any(row.length > self._limit for row in rows)
+        row = rows[0]
+        row.rejected = rows[1] if len(rows) > 1 else None
+        return row
+
     def _row(
         self, kept: Kept, rendered: Rendered, ids: array[int], found: list[TokenRange]
-    ) -> TokenRow | None:
-        """One row with labels, end and limit; None for one that is dropped, which is counted."""
+    ) -> TokenRow | str:
+        """One row with labels, end and limit, or why it is dropped."""
         shift = 0
         if self._opening and not rendered.whole:
             shift = len(self._opening)
@@ -171,9 +190,7 @@ class Tokeniser:
         length = len(ids)
         reason = self._fit(ids, loss)
         if reason is not None:
-            self.dropped[reason] += 1
-            return None
-        self.truncated += length > self._limit
+            return reason
         row = TokenRow(ids, loss, kept.held_out, length)
         if kept.held_out:
             start, end = rendered.answer
@@ -216,3 +233,8 @@ def _asked(kept: Kept, rendered: Rendered) -> tuple[TokenRange, ...]:
     if not kept.held_out:
         return rendered.spans
     return (*rendered.spans, (rendered.answer[0], rendered.answer[0]))
+
+
+def _sides(kept: Kept) -> tuple[Plain | Chat, ...]:
+    row = kept.row
+    return (row.chosen, row.rejected) if isinstance(row, Pair) else (row,)

@@ -8,9 +8,9 @@ from typing import Any
 from models.spec import JobSpec
 from training_data.rows import Rows
 from training_data.steps import Steps
-from training_data.tally import Tally, segments
+from training_data.tally import Tally, loss_tokens, segments
 from training_data.templates import INSTRUCTION_LAYOUT
-from training_data.tokenise import Tokeniser
+from training_data.tokenise import Tokeniser, TokenRow
 from training_data.tokenizer import Frozen
 
 FEW_STEPS = 50
@@ -21,6 +21,7 @@ _TEMPLATES = {
     "instruction": INSTRUCTION_LAYOUT,
     "prompt_completion": "prompt, then completion, as they stand",
     "text": "the text as it stands",
+    "preference": "the prompt, then either answer; conversations by the tokenizer's chat template",
 }
 
 
@@ -99,14 +100,22 @@ def warnings(spec: JobSpec, rows: Rows, verdict: dict[str, Any]) -> list[str]:
 
 
 def _example(tally: Tally, tokenizer: Frozen) -> dict[str, Any] | None:
-    if tally.shown is None:
+    row = tally.shown
+    if row is None:
         return None
-    pieces = segments(tally.shown, tokenizer.decode)
+    shown = _shown(row, tokenizer)
+    if row.rejected is not None:
+        shown["rejected"] = _shown(row.rejected, tokenizer)
+    return shown
+
+
+def _shown(row: TokenRow, tokenizer: Frozen) -> dict[str, Any]:
+    pieces = segments(row, tokenizer.decode)
     opened, closed = MARKS
     marked = (f"{opened}{p['text']}{closed}" if p["loss"] else p["text"] for p in pieces)
     return {
         "text_with_mask": "".join(marked),
         "segments": pieces,
-        "tokens": len(tally.shown.ids),
-        "loss_tokens": tally.shown.loss_tokens,
+        "tokens": len(row.ids),
+        "loss_tokens": loss_tokens(row),
     }

@@ -99,7 +99,7 @@ def estimate(
     checkpointing = spec.gradient_checkpointing != "off"
     fixed = (
         _exact("weights", weight_bytes(spec, model, compute)),
-        _exact("adapter", 0 if spec.method == "full" else model.trainable * trained),
+        _exact("adapter", 0 if spec.held_as == "full" else model.trainable * trained),
         _exact("gradients", model.trainable * trained),
         _optimizer(spec, model, trained),
     )
@@ -119,10 +119,10 @@ def estimate(
 
 
 def weight_bytes(spec: JobSpec, model: Architecture, compute: int = 2) -> float:
-    if spec.method == "qlora":
+    if spec.held_as == "qlora":
         rest = model.parameters - model.quantisable
         return model.quantisable * NF4_BYTES + rest * compute
-    if spec.method == "full":
+    if spec.held_as == "full":
         return model.parameters * (2 if spec.bf16_pure else 4)
     return model.parameters * compute
 
@@ -140,7 +140,7 @@ def head_bytes(spec: JobSpec, model: Architecture, tokens: int, compute: int) ->
     Never tokens × vocabulary: that was 4 GB for 8,192 tokens of a vocabulary of 128,256.
     """
     tile = min(tokens, HEAD_TILE_TOKENS) * min(HEAD_TILE_LOGITS, model.vocabulary)
-    weight_gradient = model.vocabulary * model.hidden * 4 if spec.method == "full" else 0
+    weight_gradient = model.vocabulary * model.hidden * 4 if spec.held_as == "full" else 0
     return tile * (compute + 4) + tokens * model.hidden * 4 + weight_gradient
 
 
@@ -173,10 +173,10 @@ def _layer_bytes_per_token(spec: JobSpec, model: Architecture, compute: int) -> 
     norms = 2 * hidden * (4 + compute)
     attention = compute * (4 * hidden + 4 * narrow)
     feed_forward = compute * 4 * wide
-    if spec.method == "full":
+    if spec.held_as == "full":
         inputs = compute * (2 * hidden + hidden + wide)  # shared by q, k, v and by gate, up
     else:
-        dropped = 1 if spec.dropout else 0  # the mask, a byte each
+        dropped = 1 if spec.resolved_dropout else 0  # the mask, a byte each
         inputs = (6 * hidden + wide) * (compute + dropped)  # one copy for each adapted layer
     return norms + attention + feed_forward + inputs
 
@@ -202,16 +202,16 @@ def _optimizer(spec: JobSpec, model: Architecture, trained: int) -> Part:
 
 def _trained_bytes(spec: JobSpec, compute: int) -> int:
     """Of one trained parameter: adapters of an unquantised base and full weights are fp32."""
-    if spec.method == "qlora":
+    if spec.held_as == "qlora":
         return compute
     return 2 if spec.bf16_pure else 4
 
 
 def _precision(spec: JobSpec, compute: int) -> str:
     name = "fp32" if compute == 4 else "bf16"  # noqa: PLR2004 (bytes)
-    if spec.method == "qlora":
+    if spec.held_as == "qlora":
         return f"nf4 weights, {name} compute and adapter"
-    if spec.method == "full":
+    if spec.held_as == "full":
         return "bf16 throughout" if spec.bf16_pure else f"fp32 weights, {name} autocast"
     return f"{name} weights, fp32 adapter"
 

@@ -34,7 +34,7 @@ def lora_config(spec: JobSpec, model: Any) -> LoraConfig:
         task_type="CAUSAL_LM",
         r=spec.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it: a fraction will do
-        lora_dropout=spec.dropout,
+        lora_dropout=spec.resolved_dropout,
         use_rslora=spec.use_rslora,
         bias="none",
         target_modules=target_modules(spec.target_modules, model),

@@ -78,7 +78,7 @@ class Precision:
 def precision_for(spec: JobSpec, device: Device) -> Precision:
     """What `spec` means on `device`. Raises SpecError, SetupError where it cannot be had."""
     kind = _kind(spec, device)
-    if spec.method == "full":
+    if spec.held_as == "full":
         if spec.bf16_pure and not device.bf16:
             raise SpecError(
                 "this card has no bfloat16", where="bf16_pure", remedy="leave bf16_pure off"
@@ -91,7 +91,7 @@ def precision_for(spec: JobSpec, device: Device) -> Precision:
     return Precision(
         weights=weights,
         autocast=autocast,
-        quantized=spec.method == "qlora",
+        quantized=spec.held_as == "qlora",
         attention=_attention(spec, device, half=weights != torch.float32 or autocast != "no"),
         attention_named=spec.attention != "auto",
         activation_checkpointing=(
@@ -119,7 +119,7 @@ def _kind(spec: JobSpec, device: Device) -> Literal["bf16", "fp16", "fp32"]:
     if device.cuda:
         return "bf16" if device.bf16 else "fp16"
     # A CPU computes bfloat16 no faster than fp32; a quantised base asks for it all the same.
-    return "bf16" if spec.method == "qlora" else "fp32"
+    return "bf16" if spec.held_as == "qlora" else "fp32"
 
 
 def _attention(spec: JobSpec, device: Device, *, half: bool) -> str:

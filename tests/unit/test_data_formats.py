@@ -133,11 +133,11 @@ def turn(role: str, content: Any = "x", **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("messages", "what"),
     [
-        ("hello", "`messages` is str, not a list"),
+        ("hello", "`messages` is text, not a list"),
         ([], "`messages` is empty"),
         (None, "`messages` is null"),
         ([turn("user")], "no assistant message"),
-        ([turn("user"), "hi"], "`messages[1]` is str, not a message"),
+        ([turn("user"), "hi"], "`messages[1]` is text, not a message"),
         ([turn("user"), turn("robot")], '`messages[1]` has the role "robot"'),
         ([turn("user"), {"content": "x"}], "`messages[1]` has the role null"),
         ([turn("user"), turn("assistant", "")], "the assistant's answer is empty"),

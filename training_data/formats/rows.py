@@ -1,4 +1,4 @@
-"""A row after its shape is known: either a prompt with its answer, or a conversation."""
+"""A row after its shape is known: a prompt with its answer, a conversation, or a pair of either."""
 
 from __future__ import annotations
 
@@ -42,7 +42,20 @@ class Chat:
         return xxhash.xxh3_128_intdigest(_encoded(said))
 
 
-Row = Plain | Chat
+@dataclass(slots=True)
+class Pair:
+    """One prompt with two answers, of which the first is preferred."""
+
+    chosen: Plain | Chat
+    rejected: Plain | Chat
+
+    def fingerprint(self) -> int:
+        """As Plain.fingerprint."""
+        sides = f"{self.chosen.fingerprint():x} {self.rejected.fingerprint():x}"
+        return xxhash.xxh3_128_intdigest(sides.encode())
+
+
+Row = Plain | Chat | Pair
 
 
 def _encoded(text: str) -> bytes:

@@ -9,7 +9,14 @@ from typing import Any
 from training_data.problems import RowError
 
 _MOST_LISTED = 20
-_KINDS = {bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_KINDS = {
+    bool: "true/false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def kind(value: Any) -> str:
