@@ -7,6 +7,7 @@ CeloraError                      what happened, where, what to do about it
 │   ├── BaseModelError           the base model cannot be found, read or allowed
 │   └── NotFoundError            no such job, GPU, tenant, artifact
 ├── StateError                   the job's state does not allow it (exit code 4)
+│   └── GateError                an alias does not move: its gates do not hold
 ├── StaleFenceError              this attempt no longer owns the job; it must write nothing
 ├── UnavailableError             database, broker or artifact store cannot be reached (exit code 3)
 ├── SetupError                   this machine lacks something or is set up wrongly (exit code 5)
@@ -129,6 +130,12 @@ class StateError(CeloraError):
 
     code = "wrong_state"
     exit_code = 4
+
+
+class GateError(StateError):
+    """A version does not show what the alias's gates ask for."""
+
+    code = "gate_failed"
 
 
 class StaleFenceError(CeloraError):

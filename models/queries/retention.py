@@ -68,6 +68,8 @@ def needed_artifacts() -> str:
         UNION ALL  -- what is to be exported or talked to
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.source_job = artifacts.job_id
         WHERE jobs.state IN ({UNFINISHED}) OR jobs.state = 'failed' AND jobs.purpose = 'export'
+        UNION ALL  -- a version under a name
+        SELECT artifact_id FROM adapters WHERE deleted_at IS NULL
     """  # noqa: S608 (constants)
 
 

@@ -99,6 +99,27 @@ def test_no_row_is_in_both_parts_and_new_rows_move_none(
     assert answers(tmp_path / "more") & known == answers(tmp_path / "first")
 
 
+def test_equal_held_out_rows_have_equal_digests_whatever_else_differs(
+    rows: Path, base: str, tmp_path: Path
+) -> None:
+    """Runs with other settings, or more data beside their own held-out file, can be compared."""
+
+    def held_out(name: str, data: Path = rows, **options: Any) -> str | None:
+        verdict = made(data, base, tmp_path / name, packing="off", **options).verdict
+        digest: str | None = verdict["held_out_digest"]
+        return digest
+
+    first = held_out("first", validation_fraction=0.2)
+    assert held_out("longer", validation_fraction=0.2, epochs=9, batch_size=2) == first
+    assert held_out("fewer", validation_fraction=0.1) != first
+    assert held_out("all loss", validation_fraction=0.2, loss_on="all") != first
+    test = write(tmp_path / "test.jsonl", [row(n) for n in range(500, 510)])
+    more = write(tmp_path / "more.jsonl", [row(n) for n in range(300)])
+    own = held_out("own", eval_dataset=str(test))
+    assert held_out("own, more", more, eval_dataset=str(test)) == own
+    assert held_out("none", validation_fraction=0) is None
+
+
 @pytest.mark.parametrize(
     ("fields", "packed"),
     [
