@@ -79,6 +79,9 @@ class SpecFields(DataFields, total=False):
     gpus: Literal[1]
     track: tuple[Tracker, ...]
     track_project: str | None
+    track_name: str | None
+    track_entity: str | None
+    track_tags: tuple[str, ...]
     notify: tuple[str, ...]
     notify_on: tuple[NotifyOn, ...]
     notify_wait_seconds: int | None

@@ -51,7 +51,9 @@ class _Wandb:
         self._run = wandb.init(
             project=spec.track_project or _PROJECT,
             id=job_id,
-            name=spec.name or job_id,
+            name=spec.track_name or spec.name or job_id,
+            entity=spec.track_entity,
+            tags=spec.track_tags or None,
             config=spec.model_dump(mode="json"),
             resume="allow",
             dir=str(folder),

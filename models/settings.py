@@ -146,6 +146,17 @@ class Settings(BaseSettings):
     api_body_seconds: float = Field(
         60, gt=0, description="how long an HTTP request may stand still before it is whole"
     )
+    api_dataset_urls: str = Field(
+        "", description="comma-separated beginnings of URLs that `POST /finetune` may read"
+    )
+    model_aliases: str = Field(
+        "",
+        description="comma-separated alias=base pairs for HTTP: gpt-4o-mini=owner/model",
+    )
+    serving_url: str = Field(
+        "", description="vLLM server that `/v1/chat/completions` goes to: http://host:8000/v1"
+    )
+    serving_key: SecretStr | None = Field(None, description="API key of that server")
     allow_scripted: bool = Field(
         default=False, description="accept `scripted:` base models (fault and chaos tests)"
     )

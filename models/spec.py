@@ -223,6 +223,9 @@ class JobSpec(BaseModel):
     gpus: Literal[1] = Field(1, description="devices per job; reserved, always 1")
     track: tuple[Tracker, ...] = Field((), description="trackers fed beside Postgres")
     track_project: str | None = Field(None, description="project or experiment name there")
+    track_name: str | None = Field(None, description="W&B's name of the run; else the job's")
+    track_entity: str | None = Field(None, description="W&B's team or user; else the key's own")
+    track_tags: tuple[str, ...] = Field((), description="W&B's tags of the run")
     notify: tuple[Name, ...] = Field(
         (), description="targets of the tenant that hear of this job: `celora notify list`"
     )
