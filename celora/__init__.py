@@ -32,14 +32,28 @@ if TYPE_CHECKING:
     )
     from celora.follow import wait
     from celora.planning.plan import Plan
+    from celora.registry import (
+        adapter,
+        adapters,
+        delete_adapter,
+        move_alias,
+        register_adapter,
+        roll_back_alias,
+        win_rate,
+    )
     from celora.views import Event, Job, Metric
     from models.errors import CeloraError
+    from models.queries.adapter_aliases import AliasMove
+    from models.queries.adapter_views import AdapterVersion
     from models.queries.waiting import Why
     from models.spec import JobSpec
     from models.states import JobState, Stage
+    from models.win_rate import WinRate
     from training_data.validate import Report
 
 __all__ = [
+    "AdapterVersion",
+    "AliasMove",
     "CeloraError",
     "Event",
     "Job",
@@ -50,22 +64,32 @@ __all__ = [
     "Report",
     "Stage",
     "Why",
+    "WinRate",
+    "adapter",
+    "adapters",
     "cancel",
+    "delete_adapter",
     "events",
     "get",
     "jobs",
     "metrics",
+    "move_alias",
     "pause",
     "plan",
+    "register_adapter",
     "resume",
     "retry",
+    "roll_back_alias",
     "submit",
     "validate",
     "wait",
     "why",
+    "win_rate",
 ]
 
 _ELSEWHERE = {
+    "AdapterVersion": "models.queries.adapter_views",
+    "AliasMove": "models.queries.adapter_aliases",
     "CeloraError": "models.errors",
     "Event": "celora.views",
     "Job": "celora.views",
@@ -76,7 +100,15 @@ _ELSEWHERE = {
     "Report": "training_data.validate",
     "Stage": "models.states",
     "Why": "models.queries.waiting",
+    "WinRate": "models.win_rate",
+    "adapter": "celora.registry",
+    "adapters": "celora.registry",
+    "delete_adapter": "celora.registry",
+    "move_alias": "celora.registry",
+    "register_adapter": "celora.registry",
+    "roll_back_alias": "celora.registry",
     "wait": "celora.follow",
+    "win_rate": "celora.registry",
 }
 
 

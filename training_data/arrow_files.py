@@ -97,7 +97,7 @@ class TokenWriter:
         if self._held_out:
             self._digest.update(ids)
             self._digest.update(offsets)
-            self._digest.update(labels)
+            self._digest.update(labels.tobytes())
         return [int32_lists(offsets, ids), int32_lists(offsets, labels)]
 
 

@@ -22,7 +22,7 @@ from models.tables import Adapter, AdapterAlias, AdapterMove, AdapterName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class AliasMove:
     """One move of an alias; versions are numbers."""
 
     name: str
@@ -45,7 +45,7 @@ def move_alias(
     *,
     who: str,
     force: str | None = None,
-) -> Move | None:
+) -> AliasMove | None:
     """Point an alias at a version, or (None) at nothing; None when it points there already.
 
     `force` is the reason for which a gate that does not hold is overruled. Raises NotFoundError,
@@ -88,7 +88,7 @@ def move_alias(
 
 def roll_back(
     session: Session, tenant: str | None, name: str, alias: str, *, who: str, reason: str | None
-) -> Move:
+) -> AliasMove:
     """Give an alias back to whom it belonged before, without asking the gates again.
 
     Once more goes back one further. Raises NotFoundError, StateError.
@@ -118,7 +118,7 @@ def roll_back(
 
 def moves_of(
     session: Session, tenant: str | None, name: str, alias: str | None = None, *, limit: int = 50
-) -> list[Move]:
+) -> list[AliasMove]:
     """The newest first. Raises NotFoundError, InputError."""
     row, _ = find_name(session, tenant, name)
     before, after = aliased(Adapter), aliased(Adapter)
@@ -160,7 +160,7 @@ def _move(
     who: str,
     figures: Sequence[Figure] = (),
     reason: str | None = None,
-) -> Move:
+) -> AliasMove:
     key = {"name_id": row.id, "alias": alias}
     if to is None:
         session.execute(delete(AdapterAlias).filter_by(**key))
@@ -189,8 +189,8 @@ def _move(
     )
 
 
-def _seen(move: AdapterMove, name: str, before: int | None, after: int | None) -> Move:
-    return Move(
+def _seen(move: AdapterMove, name: str, before: int | None, after: int | None) -> AliasMove:
+    return AliasMove(
         name=name,
         alias=move.alias,
         kind=move.kind,

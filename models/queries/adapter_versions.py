@@ -27,8 +27,10 @@ def artifact_of(session: Session, job_id: str) -> Artifact | None:
 
 
 def add_version_of_completed(session: Session, job: Job) -> None:
-    """What a job that asked for a name does as it completes: nothing that could keep it from it."""
-    name = str(job.spec["adapter_name"])
+    """Where the job asked for a name. Nothing here keeps it from completing."""
+    name = job.spec.get("adapter_name")
+    if not isinstance(name, str):
+        return
     if artifact_of(session, job.id) is None:
         said = f"not registered as {name}: it left no adapter"
         add_event(session, job.id, "adapter", said, level="warn")
@@ -45,7 +47,7 @@ def add_version(session: Session, job: Job, name: str, who: str) -> Adapter:
     if artifact is None or job.state != JobState.COMPLETED:
         why = f"is {job.state}" if job.state != JobState.COMPLETED else "has no adapter any more"
         raise StateError(
-            f"job {job.id} {why}: only the adapter of a completed job gets a version",
+            f"job {job.id} {why}: only what a completed job has trained gets a version",
             remedy="`celora job` shows where it stands",
         )
     name_id = session.scalars(_NEXT_NAME, {"tenant_id": job.tenant_id, "name": name}).one()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ _FIGURES = ("loss", "perplexity", "token_accuracy", "exact_match", "bleu", "roug
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class AdapterVersion:
     """One version under a name, and all that it was made from."""
 
     tenant: str
@@ -48,10 +48,13 @@ class Version:
     def reference(self) -> str:
         return f"{self.name}/{self.version}"
 
+    def as_json(self) -> dict[str, Any]:
+        return {"reference": self.reference} | asdict(self) | {"win_rate": self.win_rate.as_json()}
+
 
 def list_versions(
     session: Session, *, tenant: str | None = None, name: str | None = None, limit: int = 50
-) -> list[Version]:
+) -> list[AdapterVersion]:
     """The newest first; those that were deleted are left out."""
     statement = (
         select(Adapter, AdapterName, Tenant.name)
@@ -68,12 +71,23 @@ def list_versions(
     return _views(session, [tuple(row) for row in session.execute(statement)])
 
 
-def get_version(session: Session, tenant: str | None, reference: str) -> Version:
+def get_version(session: Session, tenant: str | None, reference: str) -> AdapterVersion:
     """By name/version or name@alias. Raises NotFoundError, InputError."""
     return _views(session, [find_version(session, tenant, reference)])[0]
 
 
-def _views(session: Session, found: list[tuple[Any, ...]]) -> list[Version]:
+def references_of(session: Session, job_id: str) -> list[str]:
+    """The versions that a job's adapter is, as name/version."""
+    rows = session.execute(
+        select(AdapterName.name, Adapter.version)
+        .join(AdapterName, AdapterName.id == Adapter.name_id)
+        .where(Adapter.job_id == job_id, Adapter.deleted_at.is_(None))
+        .order_by(Adapter.id)
+    )
+    return [f"{name}/{version}" for name, version in rows]
+
+
+def _views(session: Session, found: list[tuple[Any, ...]]) -> list[AdapterVersion]:
     job_ids = [adapter.job_id for adapter, _, _ in found]
     aliases: dict[int, list[str]] = defaultdict(list)
     of_these = AdapterAlias.adapter_id.in_([adapter.id for adapter, _, _ in found])
@@ -87,9 +101,9 @@ def _views(session: Session, found: list[tuple[Any, ...]]) -> list[Version]:
     ):
         evaluations[job_id][subject] = dict(zip(_FIGURES, values, strict=True))
     ratings = win_rates(session, job_ids)
-    copied = set(Version.__dataclass_fields__) & set(Adapter.__table__.columns.keys())
+    copied = set(AdapterVersion.__dataclass_fields__) & set(Adapter.__table__.columns.keys())
     return [
-        Version(
+        AdapterVersion(
             tenant=tenant,
             name=name.name,
             aliases=aliases[adapter.id],

@@ -17,7 +17,7 @@ from models.queries.fence import forget_fence
 from models.queries.history import add_event
 from models.queries.notices import tell
 from models.settings import settings
-from models.states import TERMINAL, JobState, Outcome, Stage, StopReason, require_edge
+from models.states import TERMINAL, JobState, Outcome, Purpose, Stage, StopReason, require_edge
 from models.tables import Attempt, Job
 from models.turns import turn_at
 
@@ -68,7 +68,7 @@ def settle(
     if ended.gpu_seconds:
         charge(session, job, ended.gpu_seconds)
     level = "error" if job.state == JobState.FAILED else _LEVELS.get(outcome, "info")
-    if job.state == JobState.COMPLETED and job.spec.get("adapter_name"):
+    if job.state == JobState.COMPLETED and job.purpose == Purpose.TUNE:
         add_version_of_completed(session, job)
     kind, message = _story(job, before, outcome, reason)
     add_event(session, job.id, kind, message, level=level, wake=True)

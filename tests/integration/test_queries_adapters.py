@@ -49,7 +49,7 @@ def register(job_id: str, name: str = "bot") -> adapters.Resolved:
         return adapters.register(session, job_id, name, "ada")
 
 
-def version(reference: str, tenant: str | None = None) -> adapter_views.Version:
+def version(reference: str, tenant: str | None = None) -> adapter_views.AdapterVersion:
     with transaction() as session:
         return adapter_views.get_version(session, tenant, reference)
 
