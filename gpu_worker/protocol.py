@@ -30,7 +30,7 @@ class Run(_Line):
     type: Literal["run"] = "run"
     job_id: str
     fence: int
-    stage: Literal["train", "evaluate"]
+    stage: Literal["train", "evaluate", "export", "generate"]
     spec: dict[str, Any]  # JobSpec as JSON
     batch_size: int  # micro-batch; may be smaller than the spec's after out-of-memory
     gradient_accumulation: int
@@ -40,8 +40,12 @@ class Run(_Line):
     prepared_path: str  # train.arrow, eval.arrow, verdict.json
     output_path: str  # the attempt's own folder; checkpoints/ and adapter/ go below it
     resume_from: str | None = None  # a registered checkpoint's folder
-    start_adapter_path: str | None = None  # the adapter to begin with; never beside a checkpoint
-    adapter_path: str | None = None  # evaluate on a process that did not train it
+    # The adapter to begin with. A dpo job needs it beside a checkpoint as well: its reference.
+    start_adapter_path: str | None = None
+    # The adapter (for method full the model) to evaluate on a process that did not train it, to
+    # export or to talk to.
+    adapter_path: str | None = None
+    work: dict[str, Any] = Field(default_factory=dict)  # models/adapter_work.py
     base_evaluation: dict[str, Any] | None = None  # the base's result on record, with its answers
     facts: dict[str, Any] = Field(default_factory=dict)  # for the model card: data digest, counts
     received_at: float | None = None  # set by the trainer: seconds since the epoch
@@ -52,6 +56,21 @@ class Stop(_Line):
 
     type: Literal["stop"] = "stop"
     reason: Literal["cancel", "pause", "preempt", "drain"]
+
+
+class Turn(_Line):
+    """Generate stage: answer this. Turns are answered one after the other."""
+
+    type: Literal["turn"] = "turn"
+    position: int
+    subject: Literal["tuned", "base"]
+    prompt: str
+
+
+class EndChat(_Line):
+    """Generate stage: nothing more will be asked; end the stage after the turns in hand."""
+
+    type: Literal["end_chat"] = "end_chat"
 
 
 class Exit(_Line):
@@ -175,12 +194,60 @@ class SampleAnswer(BaseModel):
     tuned_answer: str
 
 
+class Ranking(BaseModel):
+    """How one model ranks the two answers of held-out preference pairs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    accuracy: float  # share of pairs whose chosen answer is the more probable one, 0–1
+    reward_margin: float  # mean of beta × how far it moved the two answers apart
+    reward_accuracy: float | None = None  # share with a margin above 0; none for the reference
+
+
+class Preferences(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    pairs: int
+    base: Ranking
+    tuned: Ranking
+
+
 class Evaluated(_Line):
     type: Literal["evaluated"] = "evaluated"
     base: EvaluationResult
     tuned: EvaluationResult
     base_cached: bool
     samples: list[SampleAnswer]
+    preferences: Preferences | None = None  # of a dpo job
+
+
+class Exported(_Line):
+    """The export stands, whole, synced and compared, at `path`."""
+
+    type: Literal["exported"] = "exported"
+    path: str
+    size_bytes: int
+    digest: str  # sha256 of the weights file(s)
+    report: dict[str, Any]  # what was compared with what, and what loads it
+
+
+class AnswerPart(_Line):
+    """More of the answer to one turn, or its end."""
+
+    type: Literal["answer_part"] = "answer_part"
+    position: int
+    text: str  # what has come since the last part
+    tokens: int  # so far
+    whole: bool = False
+    error: str | None = None  # why this turn gets no (whole) answer; the chat goes on
+
+
+class ChatEnded(_Line):
+    """The chat ended as asked."""
+
+    type: Literal["chat_ended"] = "chat_ended"
+    turns: int
+    tokens: int
 
 
 class Stopped(_Line):
@@ -210,7 +277,7 @@ class Replace(_Line):
     why: str
 
 
-Command = Annotated[Run | Stop | Exit, Field(discriminator="type")]
+Command = Annotated[Run | Stop | Turn | EndChat | Exit, Field(discriminator="type")]
 Message = Annotated[
     Ready
     | Activity
@@ -221,17 +288,20 @@ Message = Annotated[
     | CheckpointSaved
     | Trained
     | Evaluated
+    | Exported
+    | AnswerPart
+    | ChatEnded
     | Stopped
     | Failed
     | Replace,
     Field(discriminator="type"),
 ]
 
-_COMMANDS: TypeAdapter[Run | Stop | Exit] = TypeAdapter(Command)
+_COMMANDS: TypeAdapter[Run | Stop | Turn | EndChat | Exit] = TypeAdapter(Command)
 _MESSAGES: TypeAdapter[Any] = TypeAdapter(Message)
 
 
-def parse_command(line: bytes) -> Run | Stop | Exit:
+def parse_command(line: bytes) -> Run | Stop | Turn | EndChat | Exit:
     return _COMMANDS.validate_json(line)
 
 

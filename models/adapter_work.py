@@ -10,6 +10,8 @@ from models.errors import InputError
 
 Format = Literal["adapter", "merged", "gguf-ready"]
 Subject = Literal["tuned", "base"]
+# How what is asked becomes a prompt; auto: by the chat template where there is one, else plain.
+Layout = Literal["auto", "chat", "instruction", "plain"]
 
 
 class _Work(BaseModel):
@@ -38,5 +40,16 @@ class ExportWork(_Work):
 
 
 class ChatWork(_Work):
+    layout: Layout = "auto"
     max_new_tokens: int = Field(256, ge=1, le=32_768)
     temperature: float = Field(0.0, ge=0, le=5)  # 0: the likeliest token, always
+
+
+def layout_of(shape: str | None) -> Layout:
+    """In what way a model was asked that was trained on data of this shape (see the verdict)."""
+    match shape:
+        case "instruction":
+            return "instruction"
+        case "prompt_completion" | "text":
+            return "plain"
+    return "auto"

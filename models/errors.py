@@ -15,6 +15,7 @@ CeloraError                      what happened, where, what to do about it
     ├── NonFiniteLossError       loss became NaN or infinite
     ├── DeviceMemoryError        out of device or host memory in a step
     ├── NothingToTrainError      the model has no trainable parameter
+    ├── ExportError              what was exported is not what was trained
     ├── TimeLimitError           the job ran longer than its spec allows
     └── WorkerLostError          workers were lost too often without a new checkpoint
 """
@@ -180,6 +181,12 @@ class NothingToTrainError(TrainingError):
     """The model has no trainable parameter: a run would log losses and learn nothing."""
 
     code = "nothing_to_train"
+
+
+class ExportError(TrainingError):
+    """What was exported, loaded again, is not what was trained; the message holds the figures."""
+
+    code = "export_differs"
 
 
 class TimeLimitError(TrainingError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from gpu_worker.trainer.measure import Report, core, untouched
 
@@ -46,6 +47,59 @@ def answer(
             if report is not None:
                 report(done, len(order))
     return answers
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    say: Callable[[str, int], None],
+) -> str:
+    """The model's answer to one prompt, handed to `say` (text, tokens so far) as it grows.
+
+    Greedy at temperature 0. `say` is called for every token, and may raise, to stop. Leaves model,
+    tokenizer and random numbers as they were.
+    """
+    inner = core(model)
+    config = _greedy(inner, tokenizer, max_new_tokens)
+    if temperature:
+        config.do_sample, config.temperature, config.top_k = True, temperature, 0
+    streamer = _Streamer(tokenizer, say)
+    ids = torch.tensor([prompt], device=inner.device)
+    with untouched(model), torch.no_grad():
+        torch.manual_seed(seed)
+        inner.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            streamer=streamer,
+        )
+    return streamer.said
+
+
+class _Streamer(TextStreamer):
+    """Text as soon as it is certain: the next token may still change the last word's end."""
+
+    def __init__(self, tokenizer: Any, say: Callable[[str, int], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._say = say
+        self._tokens = -1  # the prompt comes first
+        self.said = ""
+
+    def put(self, value: Any) -> None:
+        self._tokens += 1
+        super().put(value)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        if self._tokens:
+            self._say("", self._tokens)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: FBT001, FBT002 - its signature
+        del stream_end
+        self.said += text
+        self._say(text, self._tokens)
 
 
 class _Tick(StoppingCriteria):

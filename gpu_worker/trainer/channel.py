@@ -16,7 +16,16 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from gpu_worker.protocol import MESSAGE_FD_VARIABLE, Exit, Log, Run, Stop, parse_command
+from gpu_worker.protocol import (
+    MESSAGE_FD_VARIABLE,
+    EndChat,
+    Exit,
+    Log,
+    Run,
+    Stop,
+    Turn,
+    parse_command,
+)
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: the supervisor asked for it
@@ -34,6 +43,8 @@ class Channel:
         self._commands = commands
         self._message_fd = message_fd
         self._pending: queue.SimpleQueue[Run | Exit] = queue.SimpleQueue()
+        # With the run, counted from 1, that they belong to; None wakes who waits when a Stop comes.
+        self._turns: queue.SimpleQueue[tuple[int, Turn | EndChat | None]] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stop: tuple[int, str] | None = None  # which run, counted from 1, and why
         self._runs_read = 0
@@ -70,6 +81,14 @@ class Channel:
             self._runs_begun += 1
             yield command
 
+    def next_turn(self) -> Turn | EndChat:
+        """Wait for what is asked next in the chat in hand. Raises StopRequested."""
+        while True:
+            self.raise_if_stopped()
+            of_run, turn = self._turns.get()
+            if turn is not None and of_run == self._runs_begun:
+                return turn
+
     @property
     def waiting(self) -> bool:
         """True when another command has been read already."""
@@ -100,6 +119,10 @@ class Channel:
                 continue
             if isinstance(command, Stop):
                 self._stop = (self._runs_read, command.reason)
+                self._turns.put((self._runs_read, None))
+                continue
+            if isinstance(command, (Turn, EndChat)):
+                self._turns.put((self._runs_read, command))
                 continue
             if isinstance(command, Run):
                 self._runs_read += 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
@@ -29,7 +30,9 @@ from gpu_worker.trainer.failures import failed
 from gpu_worker.trainer.job import Job
 from gpu_worker.trainer.paged import PagedMemory
 from gpu_worker.trainer.precision import Device, Precision, precision_for
+from gpu_worker.trainer.preferences import REFERENCE
 from gpu_worker.trainer.versions import device_name, versions
+from models.adapter_work import ChatWork, ExportWork
 from models.errors import CeloraError, TrainingError
 from models.spec import JobSpec, parse_spec
 
@@ -73,15 +76,21 @@ class Process:
         self._full = False  # a full job has changed the base's own weights
         self._progress: Progress | None = None
         self._paged = PagedMemory()
+        self._stages = {
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "export": self._export,
+            "generate": self._generate,
+        }
 
     def serve(self, command: Run) -> None:
-        """One command, answered by exactly one of Trained, Evaluated, Stopped, Failed, Replace."""
+        """One command, answered by exactly one of Trained, Evaluated, Exported, ChatEnded, Stopped,
+        Failed, Replace."""
         self._progress = None
         try:
             self._channel.raise_if_stopped()
             spec = parse_spec(command.spec)
-            stage = self._train if command.stage == "train" else self._evaluate
-            stage(command, spec)
+            self._stages[command.stage](command, spec)
         except Unfit as why:
             self._channel.send(Replace(why=str(why)))
             self.spent = True
@@ -160,13 +169,77 @@ class Process:
         self._release()
         self.spent = self._full
 
+    # What was trained before: exports and chats
+
+    def _export(self, run: Run, spec: JobSpec) -> None:
+        self._release()
+        work = ExportWork.of(run.work)
+        from gpu_worker.trainer.export import Export
+
+        export = Export(run, spec, work, self._report)
+        precision = precision_for(spec, Device.current())
+
+        def load(folder: Path) -> Any:
+            self._release()
+            self._require_fit(spec)
+            return self._load_tuned(
+                run.model_copy(update={"adapter_path": str(folder)}), spec
+            ).model
+
+        if work.format == "adapter":
+            message = export.adapter(load)
+            self._release()
+        else:
+            as_trained = None
+            if precision.quantized:
+                tuned = load(Path(run.adapter_path or ""))
+                dtype = precision.autocast_dtype
+                with torch.autocast(tuned.device.type, dtype=dtype, enabled=dtype is not None):
+                    as_trained = export.read(tuned, "quantised base with the adapter")
+                del tuned
+                self._release()
+            message = export.merged(self._place_for(export.model_bytes), as_trained)
+        self._channel.send(message)
+
+    def _place_for(self, size: int) -> str:
+        """The device for a second model of this many bytes; a warm base that leaves it no room
+        goes. A model that no device holds is worked on in the host's memory. Raises Unfit."""
+
+        def fits() -> bool:
+            return _free_bytes() > _ROOM * size
+
+        if not fits():
+            self._drop_base()
+        return "cuda:0" if torch.cuda.is_available() and fits() else "cpu"
+
+    def _generate(self, run: Run, spec: JobSpec) -> None:
+        self._release()
+        self._require_fit(spec)
+        work = ChatWork.of(run.work)
+        from gpu_worker.trainer.chat import talk
+
+        tuned = self._load_tuned(run, spec)
+        base = self._base
+        assert base is not None  # noqa: S101 - a tuned model stands on it
+        autocast = tuned.precision.autocast_dtype
+        with torch.autocast(base.model.device.type, dtype=autocast, enabled=autocast is not None):
+            message = talk(
+                tuned=tuned.model,
+                base_context=self._base_context(tuned, run),
+                tokenizer=base.tokenizer,
+                work=work,
+                channel=self._channel,
+            )
+        self._release()
+        self.spent = self._full
+        self._channel.send(message)
+
     def _load_tuned(self, run: Run, spec: JobSpec) -> Tuned:
-        """For an evaluation on a process that did not train: the base with the saved adapter."""
+        """The base with a saved adapter, on a process that did not train it."""
         adapter = run.adapter_path
         if adapter is None:
             raise TrainingError(
-                "there is nothing to evaluate: this process trained no such job, and no adapter "
-                "was given",
+                "there is no tuned model: this process trained no such job, and was given none",
                 remedy="retry the job",
             )
         precision = precision_for(spec, Device.current())
@@ -179,6 +252,8 @@ class Process:
         model = base.model
         if not self._full:
             model = PeftModel.from_pretrained(base.model, adapter)
+            if spec.method == "dpo" and run.start_adapter_path is not None:
+                model.load_adapter(run.start_adapter_path, adapter_name=REFERENCE)
         tuned = Tuned(run.job_id, run.fence, model.eval(), precision)
         self._tuned = tuned
         return tuned
@@ -283,6 +358,17 @@ def _saved_step(command: Run) -> int:
 def _without_adapter(model: PeftModel) -> Iterator[Any]:
     with model.disable_adapter():
         yield model
+
+
+# A second model beside the base, with what reading a few prompts takes.
+_ROOM = 1.3
+
+
+def _free_bytes() -> int:
+    """Of the device's memory; without a device, of the machine's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _free() -> None:

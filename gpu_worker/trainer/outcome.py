@@ -74,14 +74,14 @@ def save(job: Job, model: Any, result: dict[str, Any]) -> Trained:
         path=str(target),
         kind="model" if full else "adapter",
         size_bytes=folder_size(target),
-        digest=_digest(target),
+        digest=weights_digest(target),
         step=result["steps"],
         trained_tokens=result["trained_tokens"],
         result=result,
     )
 
 
-def _digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """sha256 over the weights files in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):

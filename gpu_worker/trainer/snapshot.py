@@ -79,7 +79,7 @@ def take(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Snapshot
             )
             for name, t in tensors.items()
         },
-        sums=_sums(tensors),
+        sums=checksums(tensors),
         settings=_settings(model, tokenizer),
     )
 
@@ -116,7 +116,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _sums(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Per tensor its sums; each device is read from once, not once per tensor."""
     pieces = {name: _piece_sums(tensor) for name, tensor in tensors.items()}
     by_device: dict[torch.device, list[str]] = {}

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from models.adapter_work import ChatWork, ExportWork, Format
+from models.adapter_work import ChatWork, ExportWork, Format, layout_of
 from models.errors import InputError
 from models.queries.adapters import Resolved
 from models.queries.history import add_event
@@ -62,6 +62,7 @@ def insert_chat(
         url=found.url,
         kind="model" if found.kind == "model" else "adapter",
         digest=found.digest,
+        layout=layout_of((get_job(session, found.job_id).verdict or {}).get("shape")),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
