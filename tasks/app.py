@@ -12,7 +12,7 @@ from kombu import Queue
 from gpu_worker.devices import own_device
 from models.settings import settings
 from tasks.broker import broker_settings
-from tasks.names import CPU_QUEUE, DEFAULT_QUEUE, PREPROCESS, SUBMIT
+from tasks.names import CPU_QUEUE, DEFAULT_QUEUE, NOTIFY, PREPROCESS, SUBMIT
 
 # Several workers write into one log: each line says whose it is.
 _device = own_device()
@@ -22,7 +22,14 @@ app = Celery("celora")
 
 app.conf.update(
     broker_settings(settings().resolved_broker_url),
-    include=["tasks.submit", "tasks.preprocess", "tasks.train", "tasks.evaluate", "tasks.signals"],
+    include=[
+        "tasks.submit",
+        "tasks.preprocess",
+        "tasks.train",
+        "tasks.evaluate",
+        "tasks.notify",
+        "tasks.signals",
+    ],
     # Acknowledged on receipt: with late acknowledgement RabbitMQ's delivery timeout makes a long
     # job run twice. Only `celora.submit`, which takes milliseconds, acknowledges late.
     task_acks_late=False,
@@ -36,7 +43,7 @@ app.conf.update(
     task_default_queue=DEFAULT_QUEUE,
     task_queues=tuple(Queue(name, routing_key=name) for name in (CPU_QUEUE, DEFAULT_QUEUE)),
     task_create_missing_queues=True,
-    task_routes={SUBMIT: {"queue": CPU_QUEUE}, PREPROCESS: {"queue": CPU_QUEUE}},
+    task_routes={name: {"queue": CPU_QUEUE} for name in (SUBMIT, PREPROCESS, NOTIFY)},
     # JSON alone, in every direction: a pickle would run its sender's code.
     task_serializer="json",
     accept_content=["json"],

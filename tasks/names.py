@@ -6,6 +6,7 @@ SUBMIT = "celora.submit"
 PREPROCESS = "celora.preprocess"
 TRAIN = "celora.train"
 EVALUATE = "celora.evaluate"
+NOTIFY = "celora.notify"
 
 CPU_QUEUE = "celora.cpu"
 # Where a foreign app's `send_task` lands when it sets no queue.

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError, StateError
-from models.notices import DeliveryState, Notice, pause_after
+from models.notices import DeliveryState, Kind, Notice, pause_after
 from models.queries.history import printable
 from models.queries.notices import MESSAGE_ID
 
@@ -60,9 +60,10 @@ class DeliveryView:
     ended_at: datetime | None
 
 
-def claim(session: Session, limit: int, lease_seconds: float) -> list[Sending]:
-    """The next message of so many free targets, those tried longest ago first."""
-    rows = session.execute(_CLAIM, {"limit": limit, "lease_seconds": lease_seconds}).mappings()
+def claim(session: Session, kind: Kind, limit: int, lease_seconds: float) -> list[Sending]:
+    """The next message of so many free targets of a kind, those tried longest ago first."""
+    asked = {"kind": kind, "limit": limit, "lease_seconds": lease_seconds}
+    rows = session.execute(_CLAIM, asked).mappings()
     return [Sending(**{**row, "notice": Notice(row["notice"])}) for row in rows]
 
 
@@ -158,7 +159,8 @@ def prune(session: Session, days: float, limit: int = 5_000) -> int:
 _CLAIM = text("""
     WITH free AS MATERIALIZED (
         SELECT id FROM notification_targets AS targets
-        WHERE removed_at IS NULL AND (busy_until IS NULL OR busy_until < clock_timestamp())
+        WHERE kind = :kind AND removed_at IS NULL
+          AND (busy_until IS NULL OR busy_until < clock_timestamp())
           AND EXISTS (SELECT FROM deliveries
                       WHERE target_id = targets.id AND state = 'waiting'
                         AND next_at <= clock_timestamp())

@@ -97,16 +97,18 @@ _FACTS = """
         'waited_seconds', round(extract(epoch FROM clock_timestamp() - jobs.queued_at)))
 """
 
+# Of a new target: the jobs that become overdue from now on.
+_SEEN = "coalesce(waits_seen_until, created_at - make_interval(secs => wait_seconds))"
+
 # Jobs become overdue in the order in which they were queued: what was looked at is not looked at
 # again, however many wait. A target that is being looked at by another dispatcher is skipped.
 _OVERDUE_OF_TENANTS = text(f"""
     WITH asking AS MATERIALIZED (
-        SELECT id, tenant_id, coalesce(waits_seen_until, created_at) AS seen_until,
+        SELECT id, tenant_id, {_SEEN} AS seen_until,
                clock_timestamp() - make_interval(secs => wait_seconds) AS until
         FROM notification_targets
         WHERE removed_at IS NULL AND format <> 'openai' AND 'waiting' = ANY (events)
-          AND coalesce(waits_seen_until, created_at)
-              < clock_timestamp() - make_interval(secs => wait_seconds)
+          AND {_SEEN} < clock_timestamp() - make_interval(secs => wait_seconds)
         FOR NO KEY UPDATE SKIP LOCKED
     ), seen AS (
         UPDATE notification_targets SET waits_seen_until = asking.until

@@ -11,7 +11,7 @@ from models.errors import CeloraError, UnavailableError
 from models.queries.history import WAKE_CHANNEL
 from models.queries.notify import Listener, listen
 from models.settings import settings
-from tasks.dispatcher import forecast, place, reconcile, relay, roll_up, sweep
+from tasks.dispatcher import deliver, forecast, place, reconcile, relay, roll_up, sweep
 from tasks.dispatcher.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
     forecaster.start()
     counter = threading.Thread(target=roll_up.run, args=(stop,), name="roll-up", daemon=True)
     counter.start()
+    deliverer = threading.Thread(target=deliver.run, args=(stop,), name="deliver", daemon=True)
+    deliverer.start()  # it may sit in a receiver: what it does not finish is sent again
     outage = Outage("Postgres does not answer", "jobs that run go on; nothing is placed")
     log.info("dispatching")
     while not stop.is_set():
@@ -52,7 +54,7 @@ def run(stop: threading.Event, publish: relay.Publish | None = None) -> None:
         except UnavailableError as error:
             stop.wait(outage.failed(error))
     tickets.set()
-    for thread in (forecaster, counter):
+    for thread in (forecaster, counter, deliverer):
         thread.join(relay.CONFIRM_SECONDS)
     sender.join(relay.CONFIRM_SECONDS)
     if not sender.is_alive():

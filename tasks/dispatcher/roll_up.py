@@ -9,7 +9,7 @@ import logging
 import threading
 
 from models.errors import CeloraError
-from models.queries import rollups
+from models.queries import notices, rollups
 from models.session import transaction
 from models.settings import settings
 
@@ -30,8 +30,13 @@ def run(stop: threading.Event) -> None:
 
 
 def pass_once() -> None:
-    """Count the last two days anew; nothing when another dispatcher is at it."""
+    """Count the last two days anew; nothing when another dispatcher is at it. Then tell whom it
+    concerns of what has crept up: waits and budgets."""
     with transaction() as session:
         rollups.set_costs(session)
     with transaction() as session:
         rollups.count_days(session)
+    with transaction() as session:
+        notices.tell_overdue(session)
+    with transaction() as session:
+        notices.tell_budgets(session)

@@ -15,6 +15,7 @@ from models import store
 from models.errors import CeloraError
 from models.queries import (
     chats,
+    deliveries,
     disk_use,
     history,
     orphans,
@@ -117,6 +118,7 @@ class _Sweep:
         self._delete_logs(rules)
         with transaction() as session:
             samples.thin_samples(session)
+        self._prune_deliveries()
         self._delete_chat_turns()
         try:
             self._adopt_prepared()
@@ -160,6 +162,13 @@ class _Sweep:
                     session, settings().chat_keep_seconds, CHAT_TURNS_AT_ONCE
                 )
             if deleted < CHAT_TURNS_AT_ONCE:
+                return
+
+    def _prune_deliveries(self) -> None:
+        while not self.stop.is_set():
+            with transaction() as session:
+                pruned = deliveries.prune(session, settings().notify_log_days, LOG_LINES_AT_ONCE)
+            if pruned < LOG_LINES_AT_ONCE:
                 return
 
     def _adopt_prepared(self) -> None:
