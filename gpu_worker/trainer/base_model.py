@@ -109,6 +109,9 @@ class Base:
         self.tokenizer.padding_side, self.tokenizer.truncation_side = self._sides
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.snapshot.requires_grad(name))
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Dropout):  # a dpo job turns it off
+                module.p = self.snapshot.modules[name]["p"]
 
 
 def _remove_input_hooks(module: torch.nn.Module) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -30,6 +31,7 @@ class _Step:
     epoch: float
     trained_tokens: int
     loss: torch.Tensor
+    rewards: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -49,7 +51,7 @@ class Progress(TrainerCallback):
         total_steps: int,
         resumed: Checkpoint | None,
         device: torch.device,
-        held_out_loss: Callable[[], float | None],
+        held_out: Callable[[], dict[str, float]],
     ) -> None:
         self.start_step = 0 if resumed is None else resumed.step
         self.total_steps = total_steps
@@ -65,12 +67,13 @@ class Progress(TrainerCallback):
         self._spec = spec
         self._channel = channel
         self._device = device
-        self._held_out_loss = held_out_loss
+        self._held_out = held_out
         self._pending: list[_Step] = []
         self._drained = 0.0
         self._loss: torch.Tensor | None = None
         self._correct: torch.Tensor | None = None
         self._labelled: torch.Tensor | None = None
+        self._rewards: list[dict[str, float]] = []
         self._learning_rate = 0.0
         self._window_began = 0.0
         self._window_tokens = self.trained_tokens
@@ -93,6 +96,10 @@ class Progress(TrainerCallback):
     def add_accuracy(self, correct: torch.Tensor, labelled: torch.Tensor) -> None:
         self._correct = correct if self._correct is None else self._correct + correct
         self._labelled = labelled if self._labelled is None else self._labelled + labelled
+
+    def add_rewards(self, rewards: dict[str, float]) -> None:
+        """Of a micro-batch of preference pairs, by name."""
+        self._rewards.append(rewards)
 
     def paused(self, seconds: float) -> None:
         """Time that was no training (a checkpoint, a held-out loss), for the tokens per second."""
@@ -152,7 +159,7 @@ class Progress(TrainerCallback):
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
         points: list[Point] = []
         for step, loss in zip(steps[:bad], losses, strict=False):
-            values = {"train_loss": loss, **step.values}
+            values = {"train_loss": loss, **step.rewards, **step.values}
             values |= {name: float(tensor) for name, tensor in step.tensors.items()}
             self.latest |= values
             # JSON has no infinity: a norm may overflow in fp16, where the step is then skipped
@@ -191,6 +198,11 @@ class Progress(TrainerCallback):
     def _record(self, state: TrainerState) -> None:
         assert self._loss is not None  # noqa: S101 - a step has at least one micro-batch
         step = _Step(self.step, float(state.epoch or 0), self.trained_tokens, self._loss)
+        if self._rewards:  # micro-batches weigh alike, as in the loss
+            step.rewards = {
+                name: fmean(one[name] for one in self._rewards) for name in self._rewards[0]
+            }
+            self._rewards.clear()
         if self._is_logged(self.step):
             now = time.perf_counter()
             seconds = max(now - self._window_began, 1e-9)
@@ -215,19 +227,19 @@ class Progress(TrainerCallback):
     def _evaluate(self, state: TrainerState) -> None:
         self.drain()
         began = time.perf_counter()
-        loss = self._held_out_loss()
-        if loss is None:
+        measured = self._held_out()
+        if not measured:
             return
-        self.latest["eval_loss"] = loss
+        self.latest |= measured
         self._channel.send(
             Metrics(
-                points=[Point(name="eval_loss", step=self.step, value=loss)],
+                points=[Point(name=n, step=self.step, value=v) for n, v in measured.items()],
                 step=self.step,
                 epoch=float(state.epoch or 0),
                 trained_tokens=self.trained_tokens,
             )
         )
-        self._channel.log(f"step {self.step}: held-out loss {loss:.4f}")
+        self._channel.log(f"step {self.step}: held-out loss {measured['eval_loss']:.4f}")
         self.paused(time.perf_counter() - began)
 
     def _say(self, step: int, values: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from gpu_worker.protocol import Evaluated, EvaluationResult, Run, SampleAnswer
 from gpu_worker.trainer.answers import answer
 from gpu_worker.trainer.measure import held_out_loss, measure, read_held_out, untouched
+from gpu_worker.trainer.preferences import compare
 from gpu_worker.trainer.scores import bleu, exact_match, rouge_l
 from models.errors import DataError
 from models.spec import JobSpec, parse_spec
@@ -51,11 +52,15 @@ def evaluate(
             with base_context() as base:
                 naming = partial(_prefixed, report, "base")
                 base_result = _evaluate(base, tokenizer, rows, spec, naming)
+        preferences = None
+        if spec.method == "dpo":
+            preferences = compare(tuned, base_context, rows, beta=spec.dpo_beta, report=report)
     return Evaluated(
         base=base_result,
         tuned=tuned_result,
         base_cached=run.base_evaluation is not None,
         samples=_samples(rows, base_result.answers, tuned_result.answers),
+        preferences=preferences,
     )
 
 

@@ -1,9 +1,10 @@
 """TRL's SFTTrainer with the loss, the records and the checkpoints of a Celora job.
 
-The loss is that of TRL and of the stock Trainer: the sum over labelled tokens divided by their
-number in the whole accumulated batch. What is left out is what TRL computes beside it on every
-micro-batch (entropy, accuracy, token counts, each read back from the device), and the logits of
-positions that carry no loss.
+`JobRecords` is what every trainer of ours has; `JobTrainer` adds the supervised loss. That loss is
+TRL's and the stock Trainer's: the sum over labelled tokens divided by their number in the whole
+accumulated batch. What is left out is what TRL computes beside it on every micro-batch (entropy,
+accuracy, token counts, each read back from the device), and the logits of positions that carry no
+loss.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import Trainer
 from transformers.utils.import_utils import is_triton_available
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from typing_extensions import override
@@ -37,8 +39,8 @@ class Collator(DataCollatorForLanguageModeling):
         return batch
 
 
-class JobTrainer(SFTTrainer):
-    """One job's training; `progress` sees every step, checkpoints go to `checkpoints`."""
+class JobRecords(Trainer):
+    """Before one of TRL's trainers: `progress` sees every step, checkpoints go to `checkpoints`."""
 
     def __init__(
         self,
@@ -57,6 +59,64 @@ class JobTrainer(SFTTrainer):
         self.base_name = base_name
         self.base_revision = base_revision
         self.last_checkpoint: Checkpoint | None = None
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.progress.add_loss(loss)
+        return loss
+
+    @override
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        self.progress.grad_norm = norm
+        return norm
+
+    @override
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        began = time.perf_counter()
+        saved = save_checkpoint(
+            self,
+            self.checkpoints,
+            trained_tokens=self.progress.trained_tokens,
+            losses=self.progress.losses,
+            base_name=self.base_name,
+            base_revision=self.base_revision,
+        )
+        self.last_checkpoint = saved
+        shown = ("train_loss", "eval_loss")
+        self.channel.send(
+            CheckpointSaved(
+                step=saved.step,
+                path=str(saved.path),
+                size_bytes=saved.size_bytes,
+                trained_tokens=saved.trained_tokens,
+                metrics={k: v for k, v in self.progress.latest.items() if k in shown},
+            )
+        )
+        self.progress.paused(time.perf_counter() - began)
+
+    @override
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model, Path(resume_from_checkpoint))
+
+    @override
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # nobody reads it, and it walks over all parameters on every micro-batch
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """`Progress` records instead."""
+
+    def _send_telemetry(self) -> None:  # TRL's
+        """A job tells nobody but its supervisor."""
+
+
+class JobTrainer(JobRecords, SFTTrainer):
+    """Supervised training, on rows that are tokenised and labelled."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         # Our loss divides by the labelled tokens of all micro-batches, whatever the model's would.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
@@ -105,58 +165,6 @@ class JobTrainer(SFTTrainer):
         if self.progress.wants_accuracy:
             self.progress.add_accuracy(outputs.is_top1.sum(), labelled)
         return -outputs.log_probs.sum(), labelled, outputs
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.progress.add_loss(loss)
-        return loss
-
-    @override
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        self.progress.grad_norm = norm
-        return norm
-
-    @override
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        began = time.perf_counter()
-        saved = save_checkpoint(
-            self,
-            self.checkpoints,
-            trained_tokens=self.progress.trained_tokens,
-            losses=self.progress.losses,
-            base_name=self.base_name,
-            base_revision=self.base_revision,
-        )
-        self.last_checkpoint = saved
-        shown = ("train_loss", "eval_loss")
-        self.channel.send(
-            CheckpointSaved(
-                step=saved.step,
-                path=str(saved.path),
-                size_bytes=saved.size_bytes,
-                trained_tokens=saved.trained_tokens,
-                metrics={k: v for k, v in self.progress.latest.items() if k in shown},
-            )
-        )
-        self.progress.paused(time.perf_counter() - began)
-
-    @override
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model, Path(resume_from_checkpoint))
-
-    @override
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # nobody reads it, and it walks over all parameters on every micro-batch
-
-    @override
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """`Progress` records instead."""
-
-    @override
-    def _send_telemetry(self) -> None:
-        """A job tells nobody but its supervisor."""
 
 
 def _use_fused_head(model: Any, device: torch.device) -> bool:

@@ -51,14 +51,9 @@ def measure(model: Any, rows: pa.Table, *, report: Report | None = None) -> Meas
     Leaves the model and the random numbers as they were, so a run trains the same with and
     without it. Raises NonFiniteLossError; DeviceMemoryError is the caller's to make of torch's.
     """
-    loss, correct, tokens, done = 0.0, 0, 0, 0
-    with untouched(model), torch.no_grad():
-        for batch in _batches(rows, _batch_tokens(model)):
-            sums = _read(model, batch)
-            loss, correct, tokens = loss + sums[0], correct + sums[1], tokens + sums[2]
-            done += batch.num_rows
-            if report is not None:
-                report(done, rows.num_rows)
+    read = list(_read_all(model, rows, report))
+    loss = math.fsum(one.loss for one in read)
+    correct, tokens = sum(one.correct for one in read), sum(one.tokens for one in read)
     if not math.isfinite(loss):
         raise NonFiniteLossError(
             "the loss on the held-out rows is not a finite number",
@@ -67,6 +62,11 @@ def measure(model: Any, rows: pa.Table, *, report: Report | None = None) -> Meas
         )
     tokens = max(tokens, 1)
     return Measured(rows.num_rows, tokens, loss / tokens, correct / tokens)
+
+
+def row_losses(model: Any, rows: pa.Table, *, report: Report | None = None) -> list[float]:
+    """The summed loss of each row's labelled tokens: its answer's negative log-probability."""
+    return [one.loss for one in _read_all(model, rows, report)]
 
 
 def held_out_loss(model: Any, path: Path, *, autocast: torch.dtype | None = None) -> float | None:
@@ -109,19 +109,40 @@ def _batch_tokens(model: Any) -> int:
     return int(min(_BATCH_TOKENS, _LOGIT_BYTES // (4 * vocabulary)))
 
 
-def _batches(rows: pa.Table, most_tokens: int) -> Iterator[pa.Table]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    loss: float
+    correct: int
+    tokens: int
+
+
+def _read_all(model: Any, rows: pa.Table, report: Report | None) -> list[_Row]:
+    """Every row read, in the table's order. Leaves the model as it was."""
+    read: list[_Row | None] = [None] * rows.num_rows
+    done = 0
+    with untouched(model), torch.no_grad():
+        for numbers in _batches(rows, _batch_tokens(model)):
+            for number, row in zip(numbers, _read(model, rows.take(numbers)), strict=True):
+                read[number] = row
+            done += len(numbers)
+            if report is not None:
+                report(done, rows.num_rows)
+    return [row for row in read if row is not None]
+
+
+def _batches(rows: pa.Table, most_tokens: int) -> Iterator[list[int]]:
     """Rows of like length together, the longest first: if memory is short, it shows at once."""
     lengths = pc.list_value_length(rows["input_ids"]).to_pylist()
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
         size = max(1, most_tokens // max(1, lengths[order[start]]))
-        yield rows.take(order[start : start + size])
+        yield order[start : start + size]
         start += size
 
 
-def _read(model: Any, batch: pa.Table) -> tuple[float, int, int]:
-    """Summed loss, correct tokens and labelled tokens; halves the batch when memory runs out."""
+def _read(model: Any, batch: pa.Table) -> list[_Row]:
+    """The rows of a batch, which is halved when memory runs out."""
     try:
         return _forward(model, batch)
     except torch.OutOfMemoryError:
@@ -129,17 +150,16 @@ def _read(model: Any, batch: pa.Table) -> tuple[float, int, int]:
             raise
     torch.cuda.empty_cache()  # after the handler: the exception held the tensors
     half = batch.num_rows // 2
-    first, second = _read(model, batch.slice(0, half)), _read(model, batch.slice(half))
-    return first[0] + second[0], first[1] + second[1], first[2] + second[2]
+    return _read(model, batch.slice(0, half)) + _read(model, batch.slice(half))
 
 
-def _forward(model: Any, batch: pa.Table) -> tuple[float, int, int]:
+def _forward(model: Any, batch: pa.Table) -> list[_Row]:
     ids, labels, mask = padded(batch)
     targets = labels[:, 1:]  # position t foretells token t + 1
     labelled = targets != _IGNORED
     kept = labelled.any(dim=0).nonzero().squeeze(1)
     if not len(kept):
-        return 0.0, 0, 0
+        return [_Row(0.0, 0, 0)] * len(ids)
     device = model.device
     only = {}
     if "logits_to_keep" in inspect.signature(type(core(model)).forward).parameters:
@@ -151,13 +171,16 @@ def _forward(model: Any, batch: pa.Table) -> tuple[float, int, int]:
         logits = logits[:, kept.to(device)]
     picked = labelled[:, kept]
     logits, wanted = logits[picked.to(device)], targets[:, kept][picked].to(device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    owner = picked.nonzero()[:, 0].to(device)  # of each labelled token, its row
+    loss = torch.zeros(len(ids), dtype=torch.float64, device=device)
+    correct = torch.zeros(len(ids), dtype=torch.int64, device=device)
     for start in range(0, len(wanted), _CHUNK):
         part, answer = logits[start : start + _CHUNK], wanted[start : start + _CHUNK]
-        loss += cross_entropy(part.float(), answer, reduction="sum").double()
-        correct += (part.argmax(dim=-1) == answer).sum()
-    return loss.item(), int(correct.item()), len(wanted)
+        mine = owner[start : start + _CHUNK]
+        loss.index_add_(0, mine, cross_entropy(part.float(), answer, reduction="none").double())
+        correct.index_add_(0, mine, (part.argmax(dim=-1) == answer).long())
+    tokens = labelled.sum(dim=1).tolist()
+    return [_Row(*row) for row in zip(loss.tolist(), correct.tolist(), tokens, strict=True)]
 
 
 def padded(batch: pa.Table) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,11 +1,10 @@
-"""The recipe: one supervised fine-tuning job, from top to bottom."""
+"""The recipe: one fine-tuning job, from top to bottom."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from accelerate.state import (  # type: ignore[import-untyped] # it ships none
     GradientState,
 )
 from datasets import Dataset
-from trl.trainer.sft_config import SFTConfig
 
 from gpu_worker.protocol import Started, Trained
 from gpu_worker.trainer.adapter import begin_with, lora_config
+from gpu_worker.trainer.arguments import dpo_config, sft_config
 from gpu_worker.trainer.callbacks import Progress
 from gpu_worker.trainer.checkpoint import (
     load_weights,
@@ -27,14 +26,12 @@ from gpu_worker.trainer.checkpoint import (
 )
 from gpu_worker.trainer.failures import cause
 from gpu_worker.trainer.job import Job, Size, size_of, trainable_parameters
-from gpu_worker.trainer.job_trainer import Collator, JobTrainer
+from gpu_worker.trainer.job_trainer import Collator, JobRecords, JobTrainer
 from gpu_worker.trainer.measure import held_out_loss
 from gpu_worker.trainer.outcome import result_of, save
+from gpu_worker.trainer.preference_trainer import PairCollator, PreferenceTrainer, keep_reference
+from gpu_worker.trainer.preferences import held_out_rewards
 from models.errors import NonFiniteLossError, SetupError
-
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-# torch's fused AdamW is the same algorithm in one kernel, and what TRL takes by default.
-_OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}
 
 
 @dataclass(frozen=True)
@@ -75,31 +72,19 @@ def train(
         total_steps=size.total_steps,
         resumed=resumed,
         device=job.base.model.device,
-        held_out_loss=partial(_held_out_loss, job),
+        held_out=lambda: _held_out(job, trainer.model),
     )
     progress_made(progress)
 
     # TRL seeds every random generator with `seed` before it makes the adapter's first weights.
-    trainer = JobTrainer(
-        model=job.base.model,
-        args=sft_config(job, size),
-        train_dataset=data,
-        processing_class=job.base.tokenizer,
-        peft_config=None if spec.method == "full" else lora_config(spec, job.base.model),
-        data_collator=Collator(
-            pad_token_id=job.base.tokenizer.pad_token_id, padding_free=size.packed
-        ),
-        progress=progress,
-        channel=channel,
-        checkpoints=Path(run.output_path) / "checkpoints",
-        base_name=run.base_name,
-        base_revision=run.base_revision,
-    )
+    trainer = _trainer(job, size, data, progress)
     model: Any = trainer.model
     keep(model)
     parameters = trainable_parameters(job, model)
-    if resumed is None and run.start_adapter_path is not None:
+    if run.start_adapter_path is not None and (resumed is None or spec.method == "dpo"):
         begin_with(model, Path(run.start_adapter_path))
+        if spec.method == "dpo":
+            keep_reference(model)  # of a resumed run too, whose own weights are loaded later
     channel.send(
         Started(
             start_step=progress.start_step,
@@ -139,51 +124,6 @@ def train(
     return save(job, model, result)
 
 
-def sft_config(job: Job, size: Size) -> SFTConfig:
-    """Every argument of TRL that matters, from the spec by hand; the rest is switched off."""
-    run, spec, precision = job.run, job.spec, job.precision
-    cuda = torch.cuda.is_available()
-    return SFTConfig(
-        # The run
-        output_dir=run.output_path,
-        per_device_train_batch_size=size.batch_size,
-        gradient_accumulation_steps=size.gradient_accumulation,
-        max_steps=size.total_steps,
-        seed=spec.seed,
-        data_seed=spec.seed,
-        # The optimisation
-        learning_rate=spec.resolved_learning_rate,
-        lr_scheduler_type=_SCHEDULES[spec.schedule],
-        warmup_steps=size.warmup_steps,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.gradient_clip,
-        optim=_OPTIMIZERS.get(spec.resolved_optimizer, spec.resolved_optimizer),
-        # The device
-        use_cpu=not cuda,
-        bf16=precision.autocast == "bf16",
-        fp16=precision.autocast == "fp16",
-        activation_checkpointing=precision.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        # The data: prepared, so nothing is tokenised, truncated, masked, shuffled or packed here
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
-        padding_free=False,
-        completion_only_loss=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=cuda,
-        # The records: ours, see callbacks and checkpoint
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        include_num_input_tokens_seen="no",
-        push_to_hub=False,
-    )
-
-
 def open_data(path: Path) -> Dataset:
     """Map a prepared Arrow stream. Raises SetupError where it is missing or broken."""
     try:
@@ -197,9 +137,34 @@ def open_data(path: Path) -> Dataset:
         ) from error
 
 
-def _held_out_loss(job: Job) -> float | None:
-    return held_out_loss(
-        job.base.model,
-        Path(job.run.prepared_path) / "eval.arrow",
-        autocast=job.precision.autocast_dtype,
-    )
+def _trainer(job: Job, size: Size, data: Dataset, progress: Progress) -> JobRecords:
+    """TRL's trainer for the method, on a base that carries the adapter from then on."""
+    run, spec, base = job.run, job.spec, job.base
+    full = spec.method == "full"
+    pad = base.tokenizer.pad_token_id
+    shared: dict[str, Any] = {
+        "model": base.model,
+        "train_dataset": data,
+        "processing_class": base.tokenizer,
+        "peft_config": None if full else lora_config(spec, base.model),
+        "progress": progress,
+        "channel": job.channel,
+        "checkpoints": Path(run.output_path) / "checkpoints",
+        "base_name": run.base_name,
+        "base_revision": run.base_revision,
+    }
+    if spec.method == "dpo":
+        return PreferenceTrainer(
+            args=dpo_config(job, size), data_collator=PairCollator(pad), **shared
+        )
+    collator = Collator(pad_token_id=pad, padding_free=size.packed)
+    return JobTrainer(args=sft_config(job, size), data_collator=collator, **shared)
+
+
+def _held_out(job: Job, model: Any) -> dict[str, float]:
+    path = Path(job.run.prepared_path) / "eval.arrow"
+    autocast = job.precision.autocast_dtype
+    if job.spec.method == "dpo":
+        return held_out_rewards(model, path, job.spec.dpo_beta, autocast=autocast)
+    loss = held_out_loss(job.base.model, path, autocast=autocast)
+    return {} if loss is None else {"eval_loss": loss}
