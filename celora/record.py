@@ -63,9 +63,9 @@ def read(text: str) -> Record:
     """By id, unique beginning, or "last". Raises NotFoundError, InputError, UnavailableError."""
     with transaction() as session:
         job_id = jobs.resolve_job_id(session, text)
-        evaluations = products.evaluations_of(session, job_id)
+        job = Job.of(jobs.get_job(session, job_id))
         return Record(
-            job=Job.of(jobs.get_job(session, job_id)),
+            job=job,
             why=why_waiting(session, job_id),
             attempts=[Attempt.model_validate(a) for a in jobs.attempts_of(session, job_id)],
             metrics=[Metric(*row) for row in history.metrics_of(session, job_id)],
@@ -73,12 +73,27 @@ def read(text: str) -> Record:
                 Checkpoint.model_validate(c) for c in products.checkpoints_of(session, job_id)
             ],
             artifacts=[Artifact.model_validate(a) for a in products.artifacts_of(session, job_id)],
-            evaluations=[Evaluation.model_validate(e) for e in evaluations.values()],
+            evaluations=_evaluations(job, products.evaluations_of(session, job_id)),
             samples=[Sample.model_validate(s) for s in products.samples_of(session, job_id)],
             events=[
                 Event.model_validate(e) for e in history.events_of(session, job_id, limit=_EVENTS)
             ],
         )
+
+
+def _evaluations(job: Job, rows: dict[str, Any]) -> list[Evaluation]:
+    """With what a dpo job's result has beside the rows: how each model ranked the pairs."""
+    rankings = (job.result or {}).get("evaluation", {}).get("preferences") or {}
+    found = []
+    for subject, row in rows.items():
+        ranking = rankings.get(subject, {})
+        more = {
+            "preference_accuracy": ranking.get("accuracy"),
+            "reward_margin": ranking.get("reward_margin"),
+            "reward_accuracy": ranking.get("reward_accuracy"),
+        }
+        found.append(Evaluation.model_validate(row).model_copy(update=more))
+    return found
 
 
 def _why(why: Why) -> dict[str, Any]:

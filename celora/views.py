@@ -152,6 +152,11 @@ class Evaluation(View):
     bleu: float | None
     rouge_l: float | None
     seconds: float
+    # Of a dpo job: pairs whose chosen answer is the more probable one, how far the two answers were
+    # moved apart (× beta), and the part of the pairs where that was the right way.
+    preference_accuracy: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
 
 
 class Sample(View):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ from sqlalchemy.orm import Session
 
 from gpu_worker import told
 from gpu_worker.base_evaluation import evaluation_cache_key
+from gpu_worker.chat_desk import ChatDesk
 from gpu_worker.checkpoints import CheckpointKeeper
 from gpu_worker.gpu_session import GpuSession
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, now
-from gpu_worker.protocol import Evaluated, EvaluationResult, Failed, Trained
+from gpu_worker.protocol import Evaluated, EvaluationResult, Exported, Failed, Preferences, Trained
 from gpu_worker.recorder import Recorder
 from gpu_worker.session import LeaseLost
 from gpu_worker.told import Told
 from models import store
 from models.errors import CeloraError, StateError, TimeLimitError
-from models.queries import attempts, history, products
+from models.queries import adapter_work, attempts, history, jobs, products
 from models.queries.attempts import Claim
 from models.settings import settings
 from models.states import STOPPED_AS, Outcome, Stage, StopReason
@@ -52,6 +53,7 @@ class StageEnd:
             on_stale=lambda: inbox.put(LeaseLost("another ended the attempt")),
             feed=self.trackers.log,
         )
+        self.desk: ChatDesk | None = None  # of a chat
         self.keeper = CheckpointKeeper(claim.job_id, claim.fence, lease, self.recorder.flush)
 
     def trained(self, trained: Trained) -> Told:
@@ -102,6 +104,37 @@ class StageEnd:
         seconds = claim.gpu_seconds_so_far + now() - self.lease.claimed_at
         return told.trained(losses, trained.step, seconds, self.session.worker)
 
+    def exported(self, exported: Exported) -> Told:
+        claim = self.claim
+        url = store.join(store.attempt_url(claim.job_id, claim.fence), Path(exported.path).name)
+        if not store.is_local(url):
+            self.recorder.activity("uploading the export", at_once=True)
+            self.inbox.in_background(lambda: store.upload(Path(exported.path), url))
+            if (stop := self._until_done()) is not None:
+                return self.stopped(stop)
+
+        def register(session: Session) -> None:
+            adapter_work.register_export(
+                session,
+                claim.job_id,
+                claim.fence,
+                url=url,
+                size_bytes=exported.size_bytes,
+                digest=exported.digest,
+                report=exported.report,
+            )
+
+        return self._end(Outcome.COMPLETED, register, result={"export": exported.report})
+
+    def chatted(self, why: str) -> Told:
+        said = self.desk
+        counts = {"turns": said.turns, "tokens": said.tokens} if said is not None else {}
+        return self._end(Outcome.COMPLETED, result={"chat": counts | {"ended": why}}, reason=why)
+
+    def nobody_there(self, why: str) -> Told:
+        """Whoever began the chat has left while it waited for a GPU."""
+        return self._end(Outcome.CANCELLED, reason=why)
+
     def evaluated(self, evaluated: Evaluated) -> Told:
         claim = self.claim
         key = evaluation_cache_key(claim, self.session.device.kind)
@@ -118,12 +151,18 @@ class StageEnd:
                 )
             samples = [sample.model_dump() for sample in evaluated.samples]
             products.record_samples(session, claim.job_id, claim.fence, samples)
+            if evaluated.preferences is not None:
+                step = jobs.get_job(session, claim.job_id).step
+                points = [(n, step, v) for n, v in _rankings(evaluated.preferences)]
+                history.record_metrics(session, claim.job_id, claim.fence, Stage.EVALUATE, points)
 
         summary = {
             "base": _summary(evaluated.base),
             "tuned": _summary(evaluated.tuned),
             "base_cached": evaluated.base_cached,
         }
+        if evaluated.preferences is not None:
+            summary["preferences"] = evaluated.preferences.model_dump()
         return self._end(Outcome.COMPLETED, record, result={"evaluation": summary})
 
     def nothing_to_evaluate(self) -> Told:
@@ -196,6 +235,8 @@ class StageEnd:
     def abandon(self) -> None:
         """The lease is lost: end the threads, write nothing."""
         self.recorder.abandon()
+        if self.desk is not None:
+            self.desk.abandon()
         self.trackers.finish(outcome=Outcome.LOST)
         self.session.release()
 
@@ -236,10 +277,14 @@ class StageEnd:
         overrides: dict[str, Any] | None = None,
     ) -> Told:
         self.recorder.stop()
+        if self.desk is not None:
+            self.desk.stop()
 
         def end(session: Session) -> Told:
             self.session.report(session)
             self.recorder.write_rest(session)
+            if self.desk is not None:
+                self.desk.write_rest(session)
             if write is not None:
                 write(session)
             job = attempts.end_attempt(
@@ -268,6 +313,14 @@ class StageEnd:
 def smaller_batch(batch: int, effective: int) -> int | None:
     """The largest micro-batch of at most half of `batch` that divides the effective batch."""
     return next((size for size in range(batch // 2, 0, -1) if effective % size == 0), None)
+
+
+def _rankings(preferences: Preferences) -> Iterator[tuple[str, float]]:
+    """As metrics of the stage: base/reward_margin, tuned/accuracy, …"""
+    for subject, ranking in (("base", preferences.base), ("tuned", preferences.tuned)):
+        for name, value in ranking.model_dump().items():
+            if value is not None:
+                yield f"{subject}/{name}", value
 
 
 def _summary(result: EvaluationResult) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def evaluation_table(record: Record) -> Any:
         ("exact match", "exact_match", "{:.1%}"),
         ("BLEU", "bleu", "{:.1f}"),
         ("ROUGE-L", "rouge_l", "{:.3f}"),
+        ("preferred answer more probable", "preference_accuracy", "{:.1%}"),
+        ("reward margin", "reward_margin", "{:.4f}"),
+        ("reward accuracy", "reward_accuracy", "{:.1%}"),
     ):
         values = [None if one is None else getattr(one, name) for one in (base, tuned)]
         if any(value is not None for value in values):

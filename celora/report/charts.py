@@ -46,6 +46,13 @@ def charts_of(runs: list[Run]) -> list[Chart]:
         _steps(
             "Loss", "loss", runs, [("train_loss", "training"), ("eval_loss", "held out")], one=one
         ),
+        _steps(
+            "Reward margin",
+            "",
+            runs,
+            [("rewards/margins", "training"), ("eval_rewards/margins", "held out")],
+            one=one,
+        ),
         _steps("Learning rate", "", runs, [("learning_rate", "")], one=one),
         _steps("Gradient norm", "", runs, [("grad_norm", "")], one=one),
         _steps("Throughput", "tokens/s", runs, [("tokens_per_second", "")], one=one),

@@ -22,6 +22,9 @@ _METRICS = (
     ("exact match", "exact_match", "{:.1%}"),
     ("BLEU", "bleu", "{:.1f}"),
     ("ROUGE-L", "rouge_l", "{:.3f}"),
+    ("preferred answer more probable", "preference_accuracy", "{:.1%}"),
+    ("reward margin", "reward_margin", "{:.4f}"),
+    ("reward accuracy", "reward_accuracy", "{:.1%}"),
 )
 
 
