@@ -19,6 +19,7 @@ from models.spec import JobSpec
 from models.tables import Delivery, Job, JobTarget, Target, Tenant
 
 _NAME = re.compile(r"[A-Za-z0-9][\w .:/-]{0,63}")
+_FIRST_TENANT = "default"
 _SHORTEST_WAIT_SECONDS = 60.0  # longer than any transaction that queues a job
 
 
@@ -70,6 +71,8 @@ def add_target(
         )
     if not 0 < budget_percent <= 100:  # noqa: PLR2004 (percent)
         raise InputError("a share is over 0 and at most 100", where="budget", remedy="give 80")
+    if tenant == _FIRST_TENANT:  # there before its first job
+        session.execute(upsert(Tenant).values(name=tenant).on_conflict_do_nothing())
     tenant_id = session.scalar(select(Tenant.id).where(Tenant.name == tenant))
     if tenant_id is None:
         raise no_such_tenant(tenant)
