@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from models.win_rate import WinRate, least_difference
-
-Against = Literal["base", "holder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ _ROUNDING = 1e-9  # 1.2 is better than 1.1 by 0.1, whatever binary fractions say
 @dataclass(frozen=True, slots=True)
 class Gate:
     metric: str
-    against: Against
+    against: str  # base, holder
     least: float  # least improvement, in the metric's own unit
 
 
@@ -59,7 +57,7 @@ class Figure:
     """One gate's outcome, as it is kept with the move."""
 
     metric: str
-    against: Against
+    against: str
     least: float
     value: float | None = None
     compared_with: float | None = None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from models.errors import InputError, NotFoundError
-from models.gates import METRICS, Against, Figure, Gate, Standing, judge
+from models.gates import METRICS, Figure, Gate, Standing, judge
 from models.queries.adapters import find_name, lock_name, require_plain_name
 from models.queries.jobs import get_job
 from models.queries.products import evaluations_of
@@ -110,10 +109,7 @@ def judge_version(
     holder = holder_of(session, row, alias) or _last_holder(session, row, alias)
     mine = _standing(session, row, candidate)
     theirs = None if holder is None else _standing(session, row, holder)
-    return [
-        judge(Gate(gate.metric, cast("Against", gate.against), gate.least), mine, theirs)
-        for gate in gates
-    ]
+    return [judge(Gate(gate.metric, gate.against, gate.least), mine, theirs) for gate in gates]
 
 
 def holder_of(session: Session, row: AdapterName, alias: str) -> Adapter | None:

@@ -11,11 +11,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from models.errors import InputError, NotFoundError, StateError
-from models.queries import adapter_aliases, adapter_views, adapters, attempts, products, retention
+from models.queries import adapter_aliases, adapter_views, adapters, retention
 from models.queries.retention_rules import rules_of_tenants
 from models.session import transaction
-from models.states import Outcome, Stage
+from models.states import Outcome
 from tests import records, stored
+from tests.versions import trained
 
 pytestmark = pytest.mark.usefixtures("database", "_empty")
 
@@ -23,25 +24,6 @@ pytestmark = pytest.mark.usefixtures("database", "_empty")
 @pytest.fixture
 def _empty(database: str) -> None:  # noqa: ARG001 (after the database, before each test)
     records.clear()
-
-
-def trained(tenant: str = "default", *, adapter: bool = True, **fields: Any) -> str:
-    """A job that has completed, with an adapter on record."""
-    records.add_gpu()
-    job_id = records.queued(tenant, evaluate=False, **fields)
-    assert [one.job_id for one in records.place()] == [job_id]
-    claim = records.claimed(job_id, Stage.TRAIN)
-    with transaction() as session:
-        if adapter:
-            products.register_artifact(
-                session, job_id, claim.fence, kind="adapter", url=f"/{job_id}", size_bytes=7,
-                digest="d",
-            )  # fmt: skip
-        attempts.end_attempt(
-            session, job_id, claim.fence, Outcome.COMPLETED,
-            result={"versions": {"celora": "0.1.0", "torch": "2"}},
-        )  # fmt: skip
-    return job_id
 
 
 def register(job_id: str, name: str = "bot") -> adapters.Resolved:
