@@ -1,17 +1,23 @@
-"""A base model from the hub, through its own client and cache (HF_HOME, HF_ENDPOINT, HF_TOKEN)."""
+"""A base model from the hub, through its own client and cache (HF_HOME, HF_ENDPOINT).
+
+It is fetched with the token of the job's tenant (training_data.access), or else with HF_TOKEN.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from gpu_worker.base_files import NEVER, check_config, check_names, patterns
+from gpu_worker.hub_access import require_access
 from models import disk
 from models.errors import BaseModelError, CeloraError, UnavailableError
+from training_data.access import access
 from training_data.hub_reach import is_away, limit_waits
 
 
 def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> tuple[Path, str]:
-    """The snapshot's folder and its commit. Asks the hub nothing where the commit is cached.
+    """The snapshot's folder and its commit. Asks the hub nothing where the commit of an open model
+    is cached; whether a closed one may be used, each time.
 
     Safe beside others that fetch the same, and after a kill: the client locks, and renames whole
     files into place. Raises BaseModelError; UnavailableError where the hub does not answer.
@@ -21,7 +27,9 @@ def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> tupl
     limit_waits()
     try:
         # With the hub away: what the name meant when it was last asked.
-        commit = resolve_revision(name, revision=revision).resolved
+        token = access().hub_token
+        commit = resolve_revision(name, revision=revision, token=token).resolved
+        require_access(name)
         folder = _download(name, commit, weights=False, code=code)
         check_names(_listing(name, commit, folder), where=name)
         check_config((folder / "config.json").read_bytes(), where=name)
@@ -42,7 +50,13 @@ def _download(name: str, commit: str, *, weights: bool, code: bool) -> Path:
 
     wanted = patterns(weights=weights, code=code)
     return Path(
-        snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=list(NEVER))
+        snapshot_download(
+            name,
+            revision=commit,
+            allow_patterns=wanted,
+            ignore_patterns=list(NEVER),
+            token=access().hub_token,
+        )
     )
 
 
@@ -66,15 +80,17 @@ def _explained(name: str, revision: str | None, error: Exception) -> CeloraError
 
     if isinstance(error, GatedRepoError):
         return BaseModelError(
-            "the model is gated, and this machine's account has no access",
+            "the model is gated, and the account that asked has no access",
             where=name,
-            remedy="accept its terms on the hub, then set HF_TOKEN on the workers",
+            remedy="accept its terms on the hub, then give the tenant its token with "
+            "`celora tenants token set`, or set HF_TOKEN on the workers",
         )
     if isinstance(error, RepositoryNotFoundError):
         return BaseModelError(
             "it is neither a folder here nor a model on the hub",
             where=name,
-            remedy="check the name; a private model needs HF_TOKEN on the workers",
+            remedy="check the name; a private model needs the tenant's token, or HF_TOKEN on the "
+            "workers",
         )
     if isinstance(error, RevisionNotFoundError):
         return BaseModelError(

@@ -7,33 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from gpu_worker import prepared_data
 from gpu_worker.base_evaluation import known_base
 from gpu_worker.bases import resolve
 from gpu_worker.lease import Lease
 from gpu_worker.protocol import Run
+from gpu_worker.tenant_access import access_of
 from models import store
+from models.adapter_work import ChatWork, ExportWork
 from models.errors import DataError, NotFoundError, UnavailableError
 from models.queries.attempts import Claim
 from models.settings import settings
 from models.states import Stage
+from training_data.access import reading_as
 
 Say = Callable[[str], None]
+_STAGES: dict[Stage, Literal["train", "evaluate", "export", "generate"]] = {
+    Stage.TRAIN: "train",
+    Stage.EVALUATE: "evaluate",
+    Stage.EXPORT: "export",
+    Stage.GENERATE: "generate",
+}
 
 
 def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
     """Fetch what is not here yet, and say what takes time. Raises CeloraError."""
-    base_path, base_revision = _base(claim, say)
+    base_path, base_revision = _base(claim, lease, say)
     prepared = _prepared(claim, say)
     resume, adapter, start_adapter = None, None, None
     if claim.stage is Stage.TRAIN and claim.start_checkpoint is not None:
         say(f"fetching the checkpoint of step {claim.start_checkpoint.step}")
         resume = str(_fetch(claim.start_checkpoint.url))
-    elif claim.stage is Stage.TRAIN and claim.spec.start_from_adapter:
+    # A dpo job's reference is the adapter it began with, on a resume and in the evaluation too.
+    first = claim.stage is Stage.TRAIN and resume is None
+    if claim.spec.start_from_adapter and (first or claim.spec.method == "dpo"):
         start_adapter = str(_start_adapter(claim, say))
     if claim.stage is Stage.EVALUATE and claim.adapter_url is not None:
         adapter = str(_fetch(claim.adapter_url))
+    elif claim.stage in {Stage.EXPORT, Stage.GENERATE}:
+        adapter = str(_trained_before(claim, say))
     known = known_base(claim, lease, device_kind) if claim.stage is Stage.EVALUATE else None
     spec = claim.spec
     if claim.rows_held_out == 0:  # the trainer need not keep its model: no evaluation follows
@@ -43,7 +57,7 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
     return Run(
         job_id=claim.job_id,
         fence=claim.fence,
-        stage="train" if claim.stage is Stage.TRAIN else "evaluate",
+        stage=_STAGES[claim.stage],
         spec=spec.model_dump(mode="json"),
         batch_size=claim.overrides.get("batch_size", spec.batch_size),
         gradient_accumulation=claim.overrides.get(
@@ -57,6 +71,7 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
         resume_from=resume,
         start_adapter_path=start_adapter,
         adapter_path=adapter,
+        work=claim.work,
         base_evaluation=known,
         facts={"data_digest": claim.data_digest},
     )
@@ -67,7 +82,7 @@ def gather(claim: Claim, lease: Lease, device_kind: str, say: Say) -> Run:
 _copies: dict[tuple[str, str, bool], Path] = {}
 
 
-def _base(claim: Claim, say: Say) -> tuple[str, str]:
+def _base(claim: Claim, lease: Lease, say: Say) -> tuple[str, str]:
     """Folder and revision of the base model, its weights included. Raises BaseModelError."""
     spec = claim.spec
     if spec.scripted:
@@ -79,17 +94,20 @@ def _base(claim: Claim, say: Say) -> tuple[str, str]:
     if known is not None and known.is_dir():
         return str(known), key[1]
     say("fetching the base model")
-    base = resolve(
-        spec.base_model, revision, weights=True, trust_remote_code=spec.trust_remote_code
-    )
+    with reading_as(access_of(lease, claim.tenant)):
+        base = resolve(
+            spec.base_model, revision, weights=True, trust_remote_code=spec.trust_remote_code
+        )
     if revision is not None and base.path != store.local_path(spec.base_model):
         _copies[key] = base.path
     return str(base.path), base.revision
 
 
 def _prepared(claim: Claim, say: Say) -> str:
-    if claim.spec.scripted:
+    if claim.spec.scripted or claim.stage is Stage.GENERATE:
         return ""
+    if claim.stage is Stage.EXPORT:
+        return _held_out(claim)
     if claim.prepared_url is None or claim.data_digest is None:
         raise DataError("the job has no prepared data", remedy="submit it again")
     if not store.is_local(claim.prepared_url):
@@ -97,6 +115,33 @@ def _prepared(claim: Claim, say: Say) -> str:
     folder = _fetch(claim.prepared_url)
     prepared_data.verify(folder, claim.data_digest)
     return str(folder)
+
+
+def _held_out(claim: Claim) -> str:
+    """For an export, whose comparison does without where the data is not there any more."""
+    if claim.prepared_url is None or claim.data_digest is None:
+        return ""
+    try:
+        folder = _fetch(claim.prepared_url)
+        prepared_data.verify(folder, claim.data_digest)
+    except (DataError, UnavailableError):
+        return ""
+    return str(folder)
+
+
+def _trained_before(claim: Claim, say: Say) -> Path:
+    """The adapter (or model) to export or to talk to, as a local folder. Raises NotFoundError."""
+    work = ExportWork.of(claim.work) if claim.stage is Stage.EXPORT else ChatWork.of(claim.work)
+    if not store.is_local(work.url):
+        say(f"fetching the {work.kind} of {work.reference}")
+    folder = _fetch(work.url)
+    if not any(folder.glob("*.safetensors")):
+        raise NotFoundError(
+            f"the {work.kind} of {work.reference} is not there any more",
+            where=work.url,
+            remedy="run the job that made it again",
+        )
+    return folder
 
 
 def _start_adapter(claim: Claim, say: Say) -> Path:

@@ -139,6 +139,17 @@ class Settings(BaseSettings):
     api_requests_per_minute: int = Field(
         600, ge=0, description="HTTP requests of one API key in a minute; 0: any number"
     )
+    api_dataset_schemes: str = Field(
+        "https", description="comma-separated: https, http; data URLs that HTTP callers may give"
+    )
+    api_dataset_roots: str = Field(
+        "",
+        description="comma-separated folders and URLs (s3://bucket/data) below which HTTP callers"
+        " may name data",
+    )
+    api_dataset_networks: str = Field(
+        "", description="comma-separated private networks that data URLs of HTTP callers may reach"
+    )
     api_file_bytes: int = Field(
         512 * 1024**2, gt=0, description="largest file that may be uploaded over HTTP"
     )

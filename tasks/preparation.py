@@ -22,6 +22,7 @@ from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, LeaseLostError, now
 from gpu_worker.patience import patiently
 from gpu_worker.session import WorkerSession
+from gpu_worker.tenant_access import access_of
 from gpu_worker.told import Told
 from models import disk, store
 from models.errors import CeloraError, StaleFenceError, UnavailableError
@@ -30,6 +31,7 @@ from models.queries.attempts import Claim
 from models.queries.prepared import Place, find_place
 from models.settings import settings
 from models.states import STOPPED_AS, Outcome, Stage, StopReason
+from training_data.access import reading_as
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +104,13 @@ class _Attempt:
         if self.claim.spec.scripted:
             return _Found({"scripted": True}, base_revision="scripted")
         try:
-            return patiently(self._find_or_make, say=self._say, wait=self.stopping.wait)
+            return patiently(self._as_tenant, say=self._say, wait=self.stopping.wait)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _as_tenant(self) -> _Found:
+        with reading_as(access_of(self.lease, self.claim.tenant)):
+            return self._find_or_make()
 
     def _find_or_make(self) -> _Found:
         from training_data.prepare import input_digest, prepare

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 _API = re.compile(
     r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+)"
-    r"(/(?P<below>.+))?)?"
+    r"(/(?P<below>.+))?|/(?P<check>auth-check))?"
 )
 _FILE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -33,7 +33,7 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 @dataclass
 class _Repository:
-    token: str | None  # None: open to all
+    tokens: set[str] | None  # None: open to all
     revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit → files
     refs: dict[str, str] = field(default_factory=dict)  # branch or tag → commit
 
@@ -73,10 +73,15 @@ class HubServer:
         content = hashlib.sha1(usedforsecurity=False)
         for name, data in files.items():
             content.update(f"{name}\0{len(data)}\0".encode() + data)
-        repository = self.repositories.setdefault(repo, _Repository(token))
+        tokens = None if token is None else {token}
+        repository = self.repositories.setdefault(repo, _Repository(tokens))
         repository.revisions[content.hexdigest()] = files
         repository.refs[revision] = content.hexdigest()
         return content.hexdigest()
+
+    def set_tokens(self, repo: str, *tokens: str) -> None:
+        """Gate a repository: these open it, and no others."""
+        self.repositories[repo].tokens = set(tokens)
 
     def downloads(self) -> list[str]:
         """Paths of the files whose content was sent."""
@@ -156,12 +161,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         repository, commit = there
         files = repository.revisions[commit]
+        if found["check"]:
+            if not self._is_kept_out(repository):
+                self._json({})
+            return
         if found["what"] == "tree":
             self._tree(files, unquote(found["below"] or ""))
             return
         siblings = [{"rfilename": path} for path in files]
         info = {"id": found["repo"], "sha": commit, "siblings": siblings, "tags": []}
-        self._json(info | {"private": False, "gated": repository.token is not None})
+        self._json(info | {"private": False, "gated": repository.tokens is not None})
 
     def _tree(self, files: dict[str, bytes], below: str) -> None:
         """The files of a folder, as if it was asked for all levels; none is an error."""
@@ -176,8 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (there := self._repository(found)) is None:
             return
         repository, commit = there
-        if repository.token is not None and not self._has(repository.token):
-            self._error(403, "GatedRepo", "Access to this model is restricted")
+        if self._is_kept_out(repository):
             return
         path = unquote(found["path"])
         data = repository.revisions[commit].get(path)
@@ -192,8 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(data))}
         self._send(302, b"", headers | {"Location": f"{self.server.hub.cdn}/cdn/{oid}"})
 
-    def _has(self, token: str) -> bool:
-        return self.headers.get("Authorization") == f"Bearer {token}"
+    def _is_kept_out(self, repository: _Repository) -> bool:
+        """True after an error was answered."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if repository.tokens is None or token in repository.tokens:
+            return False
+        self._error(403, "GatedRepo", "Access to this model is restricted")
+        return True
 
     def _blob(self, oid: str) -> None:
         assert "Authorization" not in self.headers, "a token was sent to a foreign host"

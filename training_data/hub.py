@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import CeloraError, InputError, UnavailableError
+from training_data.access import access
 from training_data.hub_reach import is_away, limit_waits
 from training_data.locations import HubName, first_split
 from training_data.problems import Problems
@@ -31,12 +32,19 @@ class HubData:
         )
 
         try:
-            info = HfApi().dataset_info(self.place.name, revision=self.place.revision, timeout=30)
+            token = access().hub_token
+            info = HfApi().dataset_info(
+                self.place.name, revision=self.place.revision, timeout=30, token=token
+            )
+            if info.gated or info.private:
+                # Its rows may have been prepared before, for somebody who may read them.
+                HfApi().auth_check(self.place.name, repo_type="dataset", token=token)
         except GatedRepoError:
             raise InputError(
-                "the data set is gated, and this machine's account has no access",
+                "the data set is gated, and the account that asked has no access",
                 where=self.place.name,
-                remedy="accept its terms on the hub, then set HF_TOKEN on the cpu worker",
+                remedy="accept its terms on the hub, then give the tenant its token with "
+                "`celora tenants token set`, or set HF_TOKEN on the cpu worker",
             ) from None
         except (RepositoryNotFoundError, RevisionNotFoundError):
             at = f" at revision {self.place.revision}" if self.place.revision else ""
@@ -57,7 +65,10 @@ class HubData:
             return self.place.splits[0]
         with _explained(self.place.name):
             there = _library(self.place.name).get_dataset_split_names(
-                self.place.name, self.place.config, revision=self.commit
+                self.place.name,
+                self.place.config,
+                revision=self.commit,
+                token=access().hub_token,
             )
         return first_split(self.place.splits, there, self.place.name)
 
@@ -84,6 +95,7 @@ class HubData:
                 split=self.split,
                 revision=self.commit,
                 streaming=True,
+                token=access().hub_token,
             )
             kept = [name for name in stream.column_names or [] if name in wanted]
             rows = stream.select_columns(kept) if kept else stream

@@ -20,6 +20,7 @@ from models.settings import settings
 from models.store import files_url, is_local, local_path
 from training_data.access import access
 from training_data.files import DataFile, explained
+from training_data.public_http import PREFIX, filesystem_for
 
 SourceCheck = Callable[[str], None]
 
@@ -29,12 +30,15 @@ _REMOTE_PROTOCOLS = frozenset(
     {"abfs", "abfss", "adl", "az", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https", "memory"}
     | {"oci", "oss", "r2", "s3", "s3a", "sftp", "webdav"}
 )
+_PUBLIC = frozenset({f"{PREFIX}http", f"{PREFIX}https"})
+# A name on the hub and never a path here, whatever lies in the worker's folder.
+HUB_PREFIX = "hub://"
 # What a folder's data files are called; the first kind that is there is read, the rest is not.
 FOLDER_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 # A folder given by mistake (a home, the root) is refused instead of walked for minutes.
 _DEEPEST, _MOST_FILES = 3, 10_000
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,16 @@ def locate(
     UnavailableError for a remote store that does not answer.
     """
     dataset = dataset.removeprefix("file://").removeprefix("local://")
+    if dataset.startswith(HUB_PREFIX):
+        name, _, config = dataset.removeprefix(HUB_PREFIX).partition(":")
+        return HubName(name, config or None, revision, splits)
     if "://" in dataset:
         return _locate_url(dataset, splits, source_check)
     with explained(dataset, remote=False):
         path = Path(os.path.realpath(Path(dataset).expanduser()))
         is_there, is_folder = path.exists(), path.is_dir()
     suffixes = (*FOLDER_SUFFIXES, *COMPRESSIONS)
-    if _HUB_NAME.fullmatch(dataset) and not dataset.endswith(suffixes) and not is_there:
+    if HUB_NAME.fullmatch(dataset) and not dataset.endswith(suffixes) and not is_there:
         name, _, config = dataset.partition(":")
         return HubName(name, config or None, revision, splits)
     _require_allowed(path, dataset)
@@ -122,7 +129,10 @@ def _is_below(url: str, folder: str) -> bool:
 
 def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | None) -> FileSet:
     protocol = url.partition("://")[0].lower()
-    if "::" in url or (settings().dataset_roots and protocol not in _REMOTE_PROTOCOLS):
+    public = protocol in _PUBLIC
+    if "::" in url or (
+        not public and settings().dataset_roots and protocol not in _REMOTE_PROTOCOLS
+    ):
         raise InputError(
             "this kind of URL is not allowed",
             where=url,
@@ -135,14 +145,14 @@ def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | N
         source_check(url)
     import fsspec
 
-    if protocol not in fsspec.available_protocols():
+    if not public and protocol not in fsspec.available_protocols():
         raise InputError(
             f"there is no store of the kind {protocol!r}",
             where=url,
             remedy="use s3://, gs://, abfs://, https:// or another that fsspec knows",
         )
     with explained(url, remote=True):
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = filesystem_for(url) if public else fsspec.core.url_to_fs(url)
         is_folder = not filesystem.isfile(path) and filesystem.isdir(path)
     if is_folder:
         return _folder(_RemoteTree(filesystem, path, url), url, splits)

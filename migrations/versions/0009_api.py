@@ -61,7 +61,7 @@ def _keys() -> None:
         sa.Column("free_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("key_id", name="pk_api_rates"),
         sa.ForeignKeyConstraint(
-            ["key_id"], ["api_keys.id"], name="fk_api_rates_key_id_api_keys", ondelete="CASCADE"
+            ["key_id"], ["api_keys.id"], name="fk_api_rates_key_id", ondelete="CASCADE"
         ),
         prefixes=["UNLOGGED"],
         postgresql_with={"fillfactor": "50"},
@@ -111,7 +111,7 @@ def _tenant() -> sa.Column[int]:
 
 def _of_tenant(table: str) -> sa.ForeignKeyConstraint:
     return sa.ForeignKeyConstraint(
-        ["tenant_id"], ["tenants.id"], name=f"fk_{table}_tenant_id_tenants", ondelete="CASCADE"
+        ["tenant_id"], ["tenants.id"], name=f"fk_{table}_tenant_id", ondelete="CASCADE"
     )
 
 

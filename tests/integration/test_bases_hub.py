@@ -21,9 +21,11 @@ _RESOLVE = """
 import json, sys
 from gpu_worker.bases import resolve
 from models.errors import CeloraError
-name, revision, weights, code = json.loads(sys.argv[1])
+from training_data.access import Access, reading_as
+name, revision, weights, code, token = json.loads(sys.argv[1])
 try:
-    base = resolve(name, revision, weights=weights, trust_remote_code=code)
+    with reading_as(Access(hub_token=token)):
+        base = resolve(name, revision, weights=weights, trust_remote_code=code)
     print(json.dumps({"path": str(base.path), "name": base.name, "revision": base.revision}))
 except CeloraError as error:
     print(json.dumps({"error": error.record()}))
@@ -44,12 +46,13 @@ class Client:
         *,
         weights: bool = True,
         code: bool = False,
+        token: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         known = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_ETAG_TIMEOUT": "5"}
         return subprocess.Popen(
-            [sys.executable, "-c", _RESOLVE, json.dumps([name, revision, weights, code])],
+            [sys.executable, "-c", _RESOLVE, json.dumps([name, revision, weights, code, token])],
             env=known | own | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -217,6 +220,32 @@ def test_a_gated_model_needs_the_token(hub: HubServer, client: Client, folder: P
     assert "gated" in client.refusal("owner/tiny", environment={"HF_TOKEN": "hf_wrong"})
     base = client.resolve(environment={"HF_TOKEN": "hf_secret"})
     assert "model.safetensors" in _names(base["path"])
+
+
+def test_a_gated_model_in_the_cache_serves_those_whose_token_opens_it(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    commit = hub.add("owner/tiny", folder, token="hf_one")
+    assert client.resolve(token="hf_one")["revision"] == commit
+
+    assert "gated" in client.refusal("owner/tiny", commit, token="hf_two")
+    assert "gated" in client.refusal("owner/tiny", commit)
+    hub.set_tokens("owner/tiny", "hf_one", "hf_two")
+    hub.requests.clear()
+    assert client.resolve(revision=commit, token="hf_two")["revision"] == commit
+    assert not hub.downloads()
+    hub.set_tokens("owner/tiny", "hf_two")
+    assert "gated" in client.refusal("owner/tiny", commit, token="hf_one")
+    cache = "".join(p.read_text() for p in client.home.rglob("celora-access.json"))
+    assert '"open": false' in cache
+    assert "hf_" not in cache
+
+    hub.down = True  # what was answered last holds
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert client.resolve(revision=commit, token="hf_two")["revision"] == commit
+    assert client.resolve(revision=commit, token="hf_two", environment=offline)["path"]
+    assert "did not answer" in client.absence("owner/tiny", commit, token="hf_one")
+    assert client.refusal("owner/tiny", commit, environment=offline)
 
 
 @pytest.mark.parametrize(

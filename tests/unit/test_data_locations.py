@@ -10,7 +10,9 @@ import fsspec
 import pytest
 
 from models.errors import InputError, UnavailableError
+from models.store import files_url
 from tests.environment import variables
+from training_data.access import Access, reading_as
 from training_data.locations import FileSet, HubName, locate
 
 TRAIN = ("train",)
@@ -34,6 +36,37 @@ def test_a_file(tmp_path: Path) -> None:
     fill(tmp_path, "rows.jsonl")
     assert names(str(tmp_path / "rows.jsonl")) == ["rows.jsonl"]
     assert names(f"file://{tmp_path}/rows.jsonl") == ["rows.jsonl"]
+
+
+def test_uploads_are_read_for_their_own_tenant_alone(tmp_path: Path) -> None:
+    with variables(CELORA_ARTIFACTS=str(tmp_path)):
+        fill(tmp_path / "files" / "1" / "file-a", "data.jsonl")
+        path = str(tmp_path / "files" / "1" / "file-a" / "data.jsonl")
+        with reading_as(Access(files_url=files_url(1))):
+            assert names(path) == ["data.jsonl"]
+            with variables(CELORA_DATASET_ROOTS="/srv/nowhere"):
+                assert names(path) == ["data.jsonl"]
+        for access in (Access(), Access(files_url=files_url(2)), Access(files_url=files_url(11))):
+            with reading_as(access), pytest.raises(InputError, match="of their own tenant"):
+                names(path)
+        (tmp_path / "link.jsonl").symlink_to(path)
+        with pytest.raises(InputError, match="of their own tenant"):
+            names(str(tmp_path / "link.jsonl"))
+
+
+def test_uploads_in_a_remote_store() -> None:
+    with variables(CELORA_ARTIFACTS="memory://uploads"):
+        path = "memory://uploads/files/1/file-a/data.jsonl"
+        with fsspec.open(path, "wb") as file:
+            file.write(b"{}")
+        with reading_as(Access(files_url=files_url(1))):
+            assert names(path) == ["data.jsonl"]
+        for spelled in (path, "MEMORY://uploads/x/../files/1/file-a/data.jsonl"):
+            with (
+                reading_as(Access(files_url=files_url(2))),
+                pytest.raises(InputError, match="of their own tenant"),
+            ):
+                names(spelled)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
