@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
+from celora.times import Times, times_of
 from celora.views import Artifact, Attempt, Checkpoint, Evaluation, Event, Job, Metric, Sample
 from models.queries import history, jobs, products
+from models.queries.clock import database_time
 from models.queries.waiting import Why, why_waiting
 from models.session import transaction
 
@@ -20,16 +23,23 @@ class Record:
     why: Why
     attempts: list[Attempt]  # the first placed first
     metrics: list[Metric]
+    read_at: datetime  # on the database's clock
     checkpoints: list[Checkpoint]  # those that stand, the newest first
     artifacts: list[Artifact]
     evaluations: list[Evaluation]
     samples: list[Sample]
     events: list[Event]
 
+    @property
+    def times(self) -> Times:
+        """Where its time went."""
+        return times_of(self.job, self.attempts, self.metrics, self.events, self.read_at)
+
     def as_json(self) -> dict[str, Any]:
         """JSON types only; the job's fields on top, metrics as a summary by stage and name."""
         return self.job.model_dump(mode="json") | {
             "why": _why(self.why),
+            "times": asdict(self.times),
             "attempts": _dump(self.attempts),
             "metrics": self.metrics_summary(),
             "checkpoints": _dump(self.checkpoints),
@@ -69,6 +79,7 @@ def read(text: str) -> Record:
             why=why_waiting(session, job_id),
             attempts=[Attempt.model_validate(a) for a in jobs.attempts_of(session, job_id)],
             metrics=[Metric(*row) for row in history.metrics_of(session, job_id)],
+            read_at=database_time(session),
             checkpoints=[
                 Checkpoint.model_validate(c) for c in products.checkpoints_of(session, job_id)
             ],

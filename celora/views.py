@@ -42,6 +42,7 @@ class Job(View):
     trained_tokens: int
     progress_at: datetime | None
     gpu_seconds: float
+    cost: float | None = None  # of its GPU time, set soon after its end; none: no price is known
 
     adapter_url: str | None  # where the adapter (method full: the model) lies
     result: dict[str, Any] | None
@@ -115,6 +116,7 @@ class Attempt(View):
     trainer_warm: bool | None
     placed_at: datetime
     claimed_at: datetime | None
+    stage_at: datetime | None = None  # when its present stage was claimed, or became due
     ended_at: datetime | None
     outcome: str | None
     reason: str | None

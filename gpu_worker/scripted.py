@@ -199,8 +199,10 @@ class Play:
         time.sleep(self.script["step_seconds"])
         self.step = at
         self.tokens += int(self.script["tokens"])
-        speed = self.script["tokens"] / max(self.script["step_seconds"], 1e-6)
+        seconds = self.script["step_seconds"]
+        speed = self.script["tokens"] / max(seconds, 1e-6)
         values = {"train_loss": self.loss(), "learning_rate": 1e-4, "tokens_per_second": speed}
+        values["step_seconds"] = seconds
         self.points += [{"name": n, "step": at, "value": v} for n, v in values.items()]
         if time.monotonic() - self.flushed > _FLUSH_SECONDS or at == total:
             self.flush()

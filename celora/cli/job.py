@@ -16,6 +16,7 @@ from celora.cli.output import (
     state_text,
     table,
 )
+from celora.times import epochs_in_words, stages_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +108,14 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         loss = "" if job.train_loss is None else f", loss {job.train_loss:.4g}"
         found.append(("steps", f"{job.step} of {job.total_steps}{loss}"))
     if job.gpu_seconds:
-        found.append(("device time", duration(job.gpu_seconds)))
+        cost = "" if job.cost is None else f", cost {job.cost:.2f}"
+        found.append(("device time", f"{duration(job.gpu_seconds)}{cost}"))
+    if job.trained_tokens:
+        found.append(("tokens", f"{job.trained_tokens:,}"))
+    if stages := stages_in_words(record.times):
+        found.append(("stages", stages))
+    if epochs := epochs_in_words(record.times):
+        found.append(("epochs", epochs))
     last = record.attempts[-1] if record.attempts else None
     if last is not None and last.worker:
         found.append(("attempts", f"{len(record.attempts)}, the last on {last.worker}"))

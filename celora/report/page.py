@@ -14,6 +14,7 @@ from markupsafe import Markup
 from celora.cli.output import duration, size
 from celora.report.charts import charts_of, svg
 from celora.report.facts import Run, spec_differences
+from celora.times import epochs_in_words, stages_in_words
 
 _METRICS = (
     ("loss on held-out rows", "loss", "{:.4f}"),
@@ -78,6 +79,12 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "steps", f"{job.step:,} of {job.total_steps or '?'}"
     yield "tokens", f"{job.trained_tokens:,}"
     yield "GPU time", duration(job.gpu_seconds)
+    if job.cost is not None:
+        yield "cost", f"{job.cost:.2f}"
+    if stages := stages_in_words(run.record.times):
+        yield "stages", stages
+    if epochs := epochs_in_words(run.record.times):
+        yield "epochs", epochs
     if result.get("device"):
         yield "device", str(result["device"])
     if result.get("peak_memory_bytes"):

@@ -77,6 +77,7 @@ class Progress(TrainerCallback):
         self._learning_rate = 0.0
         self._window_began = 0.0
         self._window_tokens = self.trained_tokens
+        self._window_step = self.start_step
         self._process = psutil.Process()
 
     # Called by the trainer in the middle of a step
@@ -209,6 +210,7 @@ class Progress(TrainerCallback):
             step.values = {
                 "learning_rate": self._learning_rate,
                 "tokens_per_second": (self.trained_tokens - self._window_tokens) / seconds,
+                "step_seconds": seconds / (self.step - self._window_step),
                 "epoch": step.epoch,
                 "memory_bytes": float(self.memory_bytes()),
             }
@@ -219,6 +221,7 @@ class Progress(TrainerCallback):
             if self._correct is not None and self._labelled is not None:
                 step.tensors["token_accuracy"] = self._correct / self._labelled.clamp(min=1)
             self._window_began, self._window_tokens = now, self.trained_tokens
+            self._window_step = self.step
         self._loss = self._correct = self._labelled = self.grad_norm = None
         self._pending.append(step)
         if time.perf_counter() - self._drained >= _DRAIN_SECONDS:

@@ -206,7 +206,10 @@ _FINISH_STAGE = text("""
     WITH moved AS (
         UPDATE jobs
         SET stage = :next_stage, losses = 0, activity = NULL,
-            result = coalesce(result, '{}'::jsonb) || :result
+            result = coalesce(result, '{}'::jsonb) || :result,
+            train_seconds = CASE WHEN :stage = 'train' THEN coalesce(train_seconds, 0) + (
+                SELECT extract(epoch FROM clock_timestamp() - stage_at) FROM attempts
+                WHERE attempts.id = :attempt_id) ELSE train_seconds END
         WHERE id = :job_id AND stage = :stage
         RETURNING id
     )

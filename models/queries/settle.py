@@ -21,12 +21,21 @@ from models.states import TERMINAL, JobState, Outcome, Purpose, Stage, StopReaso
 from models.tables import Attempt, Job
 from models.turns import turn_at
 
+# Where the time of each stage of a tuning is added up.
+STAGE_COLUMNS = {
+    Stage.PREPROCESS: "preprocess_seconds",
+    Stage.TRAIN: "train_seconds",
+    Stage.EVALUATE: "evaluate_seconds",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     gpu_id: int | None
     claimed: bool
     gpu_seconds: float  # 0 for preprocessing, and for an attempt that nobody claimed
+    stage_seconds: float  # of the stage that was claimed last
+    claimed_stages: list[str]
 
 
 def settle(
@@ -49,6 +58,7 @@ def settle(
     if ended is None:
         return False
     before = JobState(job.state)
+    _add_stage_seconds(job, ended)
     landing = land(
         outcome,
         stage=Stage(job.stage),
@@ -126,9 +136,18 @@ def _end_row(
     if row is None:
         return None
     forget_fence(session, job.id, job.fence)
-    gpu_id, claimed_at, seconds = row
+    gpu_id, claimed_at, seconds, stage_seconds, claimed_stages = row
     used = float(seconds) if gpu_id is not None and seconds is not None else 0.0
-    return Ended(gpu_id, claimed_at is not None, used)
+    return Ended(
+        gpu_id, claimed_at is not None, used, float(stage_seconds or 0), list(claimed_stages)
+    )
+
+
+def _add_stage_seconds(job: Job, ended: Ended) -> None:
+    """Between two stages, where the next was not begun, nothing was worked."""
+    column = STAGE_COLUMNS.get(Stage(job.stage))
+    if column is not None and job.stage in ended.claimed_stages:
+        setattr(job, column, (getattr(job, column) or 0.0) + ended.stage_seconds)
 
 
 _END = (
@@ -148,6 +167,8 @@ _END = (
         Attempt.gpu_id,
         Attempt.claimed_at,
         extract("epoch", Attempt.ended_at - Attempt.claimed_at),
+        extract("epoch", Attempt.ended_at - Attempt.stage_at),
+        Attempt.claimed_stages,
     )
     .execution_options(synchronize_session=False)
 )

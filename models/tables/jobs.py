@@ -135,6 +135,10 @@ class Job(Base):
     error: Mapped[Json | None]  # CeloraError.record()
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
     cost: Mapped[float | None]  # of its GPU time, set soon after its end; none: no price is known
+    # Work of each stage, over all attempts that ended; none before the first.
+    preprocess_seconds: Mapped[float | None]
+    train_seconds: Mapped[float | None]
+    evaluate_seconds: Mapped[float | None]
     # `gpu_seconds` at the last explicit retry: the time limit counts from there.
     gpu_seconds_before_retry: Mapped[float] = mapped_column(server_default="0")
 

