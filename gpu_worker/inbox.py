@@ -12,8 +12,17 @@ from enum import Enum
 from threading import Thread
 from typing import Generic, TypeVar
 
+from gpu_worker.chat_desk import ChatOver
 from gpu_worker.lease import LeaseLostError, now
-from gpu_worker.protocol import Evaluated, Failed, Ready, Replace, Stopped, Trained
+from gpu_worker.protocol import (
+    Evaluated,
+    Exported,
+    Failed,
+    Ready,
+    Replace,
+    Stopped,
+    Trained,
+)
 from gpu_worker.session import LeaseLost
 from gpu_worker.trainer_process import Died, TrainerProcess
 from models.states import StopReason
@@ -34,7 +43,7 @@ class Said:
     """A message of the trainer that decides something; the rest goes past the supervisor."""
 
     trainer: TrainerProcess
-    what: Trained | Evaluated | Stopped | Failed | Ready | Replace | Died
+    what: Trained | Evaluated | Exported | Stopped | Failed | Ready | Replace | Died
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Done(Generic[T]):
     error: BaseException | None = None
 
 
-Event = Said | StopReason | Due | Done[object]
+Event = Said | StopReason | Due | ChatOver | Done[object]
 
 
 class Inbox:

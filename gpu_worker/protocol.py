@@ -59,18 +59,12 @@ class Stop(_Line):
 
 
 class Turn(_Line):
-    """Generate stage: answer this. Turns are answered one after the other."""
+    """Generate stage: answer this. Turns are answered one after the other, until a Stop."""
 
     type: Literal["turn"] = "turn"
     position: int
     subject: Literal["tuned", "base"]
     prompt: str
-
-
-class EndChat(_Line):
-    """Generate stage: nothing more will be asked; end the stage after the turns in hand."""
-
-    type: Literal["end_chat"] = "end_chat"
 
 
 class Exit(_Line):
@@ -242,14 +236,6 @@ class AnswerPart(_Line):
     error: str | None = None  # why this turn gets no (whole) answer; the chat goes on
 
 
-class ChatEnded(_Line):
-    """The chat ended as asked."""
-
-    type: Literal["chat_ended"] = "chat_ended"
-    turns: int
-    tokens: int
-
-
 class Stopped(_Line):
     """Stopped as asked; `checkpoint_step` is set when a checkpoint was written for it."""
 
@@ -277,7 +263,7 @@ class Replace(_Line):
     why: str
 
 
-Command = Annotated[Run | Stop | Turn | EndChat | Exit, Field(discriminator="type")]
+Command = Annotated[Run | Stop | Turn | Exit, Field(discriminator="type")]
 Message = Annotated[
     Ready
     | Activity
@@ -290,18 +276,17 @@ Message = Annotated[
     | Evaluated
     | Exported
     | AnswerPart
-    | ChatEnded
     | Stopped
     | Failed
     | Replace,
     Field(discriminator="type"),
 ]
 
-_COMMANDS: TypeAdapter[Run | Stop | Turn | EndChat | Exit] = TypeAdapter(Command)
+_COMMANDS: TypeAdapter[Run | Stop | Turn | Exit] = TypeAdapter(Command)
 _MESSAGES: TypeAdapter[Any] = TypeAdapter(Message)
 
 
-def parse_command(line: bytes) -> Run | Stop | Turn | EndChat | Exit:
+def parse_command(line: bytes) -> Run | Stop | Turn | Exit:
     return _COMMANDS.validate_json(line)
 
 

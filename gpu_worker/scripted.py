@@ -2,8 +2,8 @@
 
 A real process that speaks gpu_worker/protocol.py, writes real checkpoints and resumes from them,
 and does on demand what real trainers do in bad hours. Placement, fault and chaos tests use it; it
-is taken only where CELORA_ALLOW_SCRIPTED is set. It imports the standard library alone, to start
-fast.
+is taken only where CELORA_ALLOW_SCRIPTED is set. It imports the standard library alone (and its own
+other half, scripted_work.py), to start fast.
 
 The script is the query of the job's base model, `scripted:?steps=20&step_seconds=0.01`:
 
@@ -12,6 +12,8 @@ The script is the query of the job's base model, `scripted:?steps=20&step_second
     fail_at nan_at oom_at the stage fails in that step; out of memory only above oom_above=1 rows
     hang_at exit_at       the step never ends; the process kills itself with signal 9
     eval_fail=0 eval_hang=0 eval_exit=0       the same in evaluation
+    export_seconds=0.01 export_exit=0 export_differs=0      in an export
+    word_seconds=0.01 chat_exit_at                          in a chat; killed in that turn
     fault_fences=0        faults only up to that fence (0: in every attempt)
     save_exit_at          killed in the middle of the checkpoint of that step
     ignore_stop=0         stop requests are read and ignored
@@ -23,7 +25,6 @@ The script is the query of the job's base model, `scripted:?steps=20&step_second
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -38,12 +39,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
+from gpu_worker import scripted_work
+from gpu_worker.scripted_work import Ended, digest
+
 Json = dict[str, Any]
 
 DEFAULTS: dict[str, float] = {
     "steps": 20,
     "step_seconds": 0.01,
     "eval_seconds": 0.01,
+    "export_seconds": 0.01,
+    "word_seconds": 0.01,
     "load_seconds": 0,
     "save_seconds": 0,
     "tokens": 100,
@@ -52,18 +58,13 @@ DEFAULTS: dict[str, float] = {
 _FLUSH_SECONDS = 0.1
 
 
-class Ended(Exception):  # noqa: N818 (no error: how a stage leaves its loop, with its last message)
-    def __init__(self, **message: Any) -> None:
-        super().__init__(message["type"])
-        self.message = message
-
-
 class Trainer:
     """The process: commands in, messages out, and what it remembers between two stages."""
 
     def __init__(self, message_fd: int) -> None:
         self._fd = message_fd
         self.commands: queue.Queue[Json] = queue.Queue()
+        self.turns: queue.Queue[Json] = queue.Queue()
         self.stop: str | None = None
         self.base: str | None = None  # what is "loaded"
         self.used = False
@@ -80,10 +81,12 @@ class Trainer:
             command = json.loads(line)
             if command["type"] == "stop":
                 self.stop = command["reason"]
+            elif command["type"] == "turn":
+                self.turns.put(command)
             else:
                 command["received_at"] = time.time()
                 # Here, not where the command is taken up: a stop that follows must not be wiped.
-                self.stop = None
+                self.stop, self.turns = None, queue.Queue()
                 self.commands.put(command)
         os._exit(0)
 
@@ -94,7 +97,7 @@ class Trainer:
         while (command := self.commands.get())["type"] == "run":
             play = Play(self, command)
             try:
-                play.train() if command["stage"] == "train" else play.evaluate()
+                play.stage()
             except Ended as ended:
                 play.flush()
                 self.send(**ended.message)
@@ -125,6 +128,16 @@ class Play:
     def faulty(self) -> bool:
         return not self.asked("fault_fences") or self.run["fence"] <= self.asked("fault_fences")
 
+    def stage(self) -> NoReturn:
+        match self.run["stage"]:
+            case "train":
+                self.train()
+            case "export":
+                scripted_work.export(self)
+            case "generate":
+                scripted_work.chat(self, self.trainer.turns)
+        self.evaluate()
+
     def train(self) -> NoReturn:
         self.load()
         self.resume()
@@ -154,7 +167,7 @@ class Play:
             path=str(adapter),
             kind="adapter",
             size_bytes=(adapter / "adapter_model.safetensors").stat().st_size,
-            digest=_digest(adapter / "adapter_model.safetensors"),
+            digest=digest(adapter / "adapter_model.safetensors"),
             step=self.step,
             trained_tokens=self.tokens,
             result={
@@ -297,10 +310,7 @@ class Play:
         if not (Path(adapter) / "adapter_config.json").exists():
             raise self.failed("training_failed", f"there is no adapter at {adapter}")
         self.activity("evaluating", 0, 2)
-        ends = time.monotonic() + self.script["eval_seconds"]
-        while time.monotonic() < ends:
-            self.stop_if_asked()
-            time.sleep(min(0.02, max(0.0, ends - time.monotonic())))
+        self.wait(self.script["eval_seconds"])
         if self.faulty():
             self.play_evaluation_fault()
         self.stop_if_asked()
@@ -319,6 +329,12 @@ class Play:
                 }
             ],
         )
+
+    def wait(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            self.stop_if_asked()
+            time.sleep(min(0.02, max(0.0, ends - time.monotonic())))
 
     def play_evaluation_fault(self) -> None:
         if self.asked("eval_exit"):
@@ -349,10 +365,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:

@@ -73,7 +73,12 @@ def prepared(job: Job, verdict: dict[str, Any], seconds: float, worker: str) -> 
 
 def _quality(job: Job, losses: Sequence[float]) -> str:
     """Base against tuned model where it was evaluated, else how the training loss fell."""
-    evaluation = (job.result or {}).get("evaluation")
+    result = job.result or {}
+    if "export" in result:
+        return f"exported as {result['export']['format']}"
+    if "chat" in result:
+        return f"a chat of {result['chat'].get('turns', 0)} turns"
+    evaluation = result.get("evaluation")
     if not evaluation:
         return _loss("loss", losses)
     base, tuned = evaluation["base"], evaluation["tuned"]

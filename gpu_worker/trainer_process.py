@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from gpu_worker import processes, tether
 from gpu_worker.devices import Device
-from gpu_worker.protocol import Message, Ready, Run, Stop, parse_message
+from gpu_worker.protocol import Message, Ready, Run, Stop, Turn, parse_message
 from gpu_worker.trainer_environment import trainer_environment
 
 TRAINER_MODULE = "gpu_worker.trainer"
@@ -98,7 +98,7 @@ class TrainerProcess:
     def alive(self) -> bool:
         return not self._dead.is_set()
 
-    def send(self, command: Run | Stop) -> None:
+    def send(self, command: Run | Stop | Turn) -> None:
         """Hand over one command; never blocks, though a process that still imports reads nothing.
 
         A process that is gone says so through its death, not here.

@@ -27,6 +27,8 @@ app.conf.update(
         "tasks.preprocess",
         "tasks.train",
         "tasks.evaluate",
+        "tasks.export",
+        "tasks.generate",
         "tasks.notify",
         "tasks.signals",
     ],

@@ -6,6 +6,8 @@ SUBMIT = "celora.submit"
 PREPROCESS = "celora.preprocess"
 TRAIN = "celora.train"
 EVALUATE = "celora.evaluate"
+EXPORT = "celora.export"
+GENERATE = "celora.generate"
 NOTIFY = "celora.notify"
 
 CPU_QUEUE = "celora.cpu"

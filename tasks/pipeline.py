@@ -2,6 +2,7 @@
 
     preprocess            on celora.cpu
     train | evaluate      both on the queue of the GPU that the dispatcher chose
+    export, generate      there as well, each alone: on what a job has trained
 
 A chain's tail is sent when its head returns. A stage that did not finish raises `Ignore`, so
 nothing follows. What is lost on the way is published again from the first unfinished stage.
@@ -14,10 +15,18 @@ from typing import TYPE_CHECKING
 from celery import chain
 
 from models.states import Stage
-from tasks.names import EVALUATE, PREPROCESS, TRAIN
+from tasks.names import EVALUATE, EXPORT, GENERATE, PREPROCESS, TRAIN
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
+
+# A stage that nothing follows, and its task.
+_ALONE = {
+    Stage.PREPROCESS: PREPROCESS,
+    Stage.EVALUATE: EVALUATE,
+    Stage.EXPORT: EXPORT,
+    Stage.GENERATE: GENERATE,
+}
 
 # A silent broker must not hold a worker after its stage has ended.
 CONFIRM_SECONDS = 5.0
@@ -41,10 +50,8 @@ def ticket(
     def task(name: str) -> Signature:
         return _signature(name, job_id, fence, queue, shown)
 
-    if stage is Stage.PREPROCESS:
-        return task(PREPROCESS)
-    if stage is Stage.EVALUATE:
-        return task(EVALUATE)
+    if stage in _ALONE:
+        return task(_ALONE[stage])
     return chain(task(TRAIN), task(EVALUATE)) if evaluate else task(TRAIN)
 
 

@@ -24,11 +24,17 @@ from tasks import children
 from tasks.app import app
 from tasks.broker import MAIN_PROCESS_OPTIONS
 from tasks.mainprocess import MainProcess
-from tasks.names import EVALUATE, PREPROCESS, TRAIN, gpu_queue
+from tasks.names import EVALUATE, EXPORT, GENERATE, PREPROCESS, TRAIN, gpu_queue
 
 _log = logging.getLogger(__name__)
 
-_STAGES = {PREPROCESS: Stage.PREPROCESS, TRAIN: Stage.TRAIN, EVALUATE: Stage.EVALUATE}
+_STAGES = {
+    PREPROCESS: Stage.PREPROCESS,
+    TRAIN: Stage.TRAIN,
+    EVALUATE: Stage.EVALUATE,
+    EXPORT: Stage.EXPORT,
+    GENERATE: Stage.GENERATE,
+}
 
 _main: MainProcess | None = None
 _transport_options = dict(app.conf.broker_transport_options)

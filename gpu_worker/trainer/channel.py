@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from gpu_worker.protocol import (
     MESSAGE_FD_VARIABLE,
-    EndChat,
     Exit,
     Log,
     Run,
@@ -44,7 +43,7 @@ class Channel:
         self._message_fd = message_fd
         self._pending: queue.SimpleQueue[Run | Exit] = queue.SimpleQueue()
         # With the run, counted from 1, that they belong to; None wakes who waits when a Stop comes.
-        self._turns: queue.SimpleQueue[tuple[int, Turn | EndChat | None]] = queue.SimpleQueue()
+        self._turns: queue.SimpleQueue[tuple[int, Turn | None]] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stop: tuple[int, str] | None = None  # which run, counted from 1, and why
         self._runs_read = 0
@@ -81,7 +80,7 @@ class Channel:
             self._runs_begun += 1
             yield command
 
-    def next_turn(self) -> Turn | EndChat:
+    def next_turn(self) -> Turn:
         """Wait for what is asked next in the chat in hand. Raises StopRequested."""
         while True:
             self.raise_if_stopped()
@@ -121,7 +120,7 @@ class Channel:
                 self._stop = (self._runs_read, command.reason)
                 self._turns.put((self._runs_read, None))
                 continue
-            if isinstance(command, (Turn, EndChat)):
+            if isinstance(command, Turn):
                 self._turns.put((self._runs_read, command))
                 continue
             if isinstance(command, Run):

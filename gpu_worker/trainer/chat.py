@@ -1,4 +1,4 @@
-"""The generate stage: answer what is asked, turn by turn, until nothing more is.
+"""The generate stage: answer what is asked, turn by turn, until a stop.
 
 A model is asked in the way it was trained to be asked: conversations through the chat template,
 instructions in their layout, anything else as it stands. Only conversations have a history; the
@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-from gpu_worker.protocol import Activity, AnswerPart, ChatEnded, EndChat, Turn
+from gpu_worker.protocol import Activity, AnswerPart, Turn
 from gpu_worker.trainer.answers import stream
 from gpu_worker.trainer.channel import Channel
 from gpu_worker.trainer.measure import core
@@ -79,22 +79,19 @@ def talk(
     tokenizer: Any,
     work: ChatWork,
     channel: Channel,
-) -> ChatEnded:
-    """Serve turns until EndChat. Raises StopRequested, in the middle of an answer as well."""
+) -> NoReturn:
+    """Serve turns. Raises StopRequested, in the middle of an answer as well."""
     prompts = Prompts(
         tokenizer, layout_for(work.layout, tokenizer), _room(tuned, work.max_new_tokens)
     )
     channel.send(Activity(what="waiting for a question"))
-    turns = tokens = 0
-    while isinstance(turn := channel.next_turn(), Turn):
-        turns += 1
+    while True:
+        turn = channel.next_turn()
         if turn.subject == "base":
             with base_context() as base:
-                tokens += _answer(base, prompts, turn, work, channel)
+                _answer(base, prompts, turn, work, channel)
         else:
-            tokens += _answer(tuned, prompts, turn, work, channel)
-    assert isinstance(turn, EndChat)  # noqa: S101 - the other kind of turn
-    return ChatEnded(turns=turns, tokens=tokens)
+            _answer(tuned, prompts, turn, work, channel)
 
 
 def layout_for(asked: Layout, tokenizer: Any) -> Layout:
@@ -104,14 +101,14 @@ def layout_for(asked: Layout, tokenizer: Any) -> Layout:
     return asked
 
 
-def _answer(model: Any, prompts: Prompts, turn: Turn, work: ChatWork, channel: Channel) -> int:
+def _answer(model: Any, prompts: Prompts, turn: Turn, work: ChatWork, channel: Channel) -> None:
     out = _Parts(turn.position, channel)
     try:
         ids = prompts.of(turn.prompt)
     except CeloraError as error:
         prompts.answered(None)
         out.end(error=error.what)
-        return 0
+        return
     text = None
     try:
         text = stream(
@@ -126,7 +123,6 @@ def _answer(model: Any, prompts: Prompts, turn: Turn, work: ChatWork, channel: C
     finally:
         prompts.answered(text)
     out.end()
-    return out.tokens
 
 
 class _Parts:
@@ -136,13 +132,13 @@ class _Parts:
         self._position, self._channel = position, channel
         self._text = ""
         self._sent_at = 0.0
-        self.tokens = 0
+        self._tokens = 0
 
     def say(self, text: str, tokens: int) -> None:
         """More of the answer, or only another token of it. Raises StopRequested."""
         self._channel.raise_if_stopped()
         self._text += text
-        self.tokens = tokens
+        self._tokens = tokens
         if self._text and time.monotonic() - self._sent_at >= _PART_SECONDS:
             self._send()
 
@@ -154,7 +150,7 @@ class _Parts:
             AnswerPart(
                 position=self._position,
                 text=self._text,
-                tokens=self.tokens,
+                tokens=self._tokens,
                 whole=whole,
                 error=error,
             )

@@ -84,8 +84,8 @@ class Process:
         }
 
     def serve(self, command: Run) -> None:
-        """One command, answered by exactly one of Trained, Evaluated, Exported, ChatEnded, Stopped,
-        Failed, Replace."""
+        """One command, answered by exactly one of Trained, Evaluated, Exported, Stopped, Failed,
+        Replace."""
         self._progress = None
         try:
             self._channel.raise_if_stopped()
@@ -213,6 +213,7 @@ class Process:
         return "cuda:0" if torch.cuda.is_available() and fits() else "cpu"
 
     def _generate(self, run: Run, spec: JobSpec) -> None:
+        """Serve a chat; it ends by a stop."""
         self._release()
         self._require_fit(spec)
         work = ChatWork.of(run.work)
@@ -223,16 +224,13 @@ class Process:
         assert base is not None  # noqa: S101 - a tuned model stands on it
         autocast = tuned.precision.autocast_dtype
         with torch.autocast(base.model.device.type, dtype=autocast, enabled=autocast is not None):
-            message = talk(
+            talk(
                 tuned=tuned.model,
                 base_context=self._base_context(tuned, run),
                 tokenizer=base.tokenizer,
                 work=work,
                 channel=self._channel,
             )
-        self._release()
-        self.spent = self._full
-        self._channel.send(message)
 
     def _load_tuned(self, run: Run, spec: JobSpec) -> Tuned:
         """The base with a saved adapter, on a process that did not train it."""

@@ -14,6 +14,7 @@ from models.queries.adapters import Resolved
 from models.queries.history import add_event
 from models.queries.jobs import get_job, new_job_id
 from models.queries.lanes import lane_of
+from models.queries.products import register_artifact
 from models.states import JobState, Purpose
 from models.tables import Chat, Job
 from models.turns import head_start
@@ -69,6 +70,30 @@ def insert_chat(
     job = _insert(session, found, Purpose.CHAT, work.model_dump(), user=user, what="chat")
     session.execute(insert(Chat).values(job_id=job.id))
     return job
+
+
+def register_export(
+    session: Session,
+    job_id: str,
+    fence: int,
+    *,
+    url: str,
+    size_bytes: int,
+    digest: str,
+    report: dict[str, Any],
+) -> None:
+    """Register what was written and compared, and tell it at the job that trained it as well.
+
+    Raises StaleFenceError.
+    """
+    register_artifact(
+        session, job_id, fence, kind="export", url=url, size_bytes=size_bytes, digest=digest
+    )
+    said = f"exported as {report['format']}, loaded again and compared: {report['said']}"
+    add_event(session, job_id, "exported", said, data=report)
+    source = session.scalar(select(Job.source_job).where(Job.id == job_id))
+    if source is not None:
+        add_event(session, source, "exported", f"{said} (job {job_id})")
 
 
 def exports_of(session: Session, job_id: str) -> list[Job]:
