@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 
 import celora
 from celora.views import Job
@@ -21,6 +20,7 @@ from models.queries.jobs import find_by_key
 from models.session import transaction
 from models.settings import settings
 from models.tables import Evaluation, Sample
+from tests.foreign_app import foreign_app
 from tests.postgres_server import free_port
 from tests.stack import Stack
 
@@ -197,7 +197,6 @@ def test_bad_data_fails_in_preprocessing_and_names_the_lines(
 def test_a_celery_app_that_knows_only_the_broker_can_submit(
     running: Stack, fields: dict[str, Any], broker: str
 ) -> None:
-    foreign = Celery("somebody-elses", broker=broker)
     short = fields | {"max_steps": 2, "evaluate": False}
 
     def submitted(task_id: str) -> str:
@@ -205,12 +204,13 @@ def test_a_celery_app_that_knows_only_the_broker_can_submit(
             "the job is on record under the task's id", lambda: _id_of(task_id), seconds=30
         )
 
-    sent = foreign.send_task("celora.submit", [short]).id
-    job_id = submitted(sent)
-    assert finish(running, job_id).state == "completed"
-    # The same task again finds its job; one that is sent after it shows that it was handled.
-    foreign.send_task("celora.submit", [short], task_id=sent)
-    last = submitted(foreign.send_task("celora.submit", [short]).id)
+    with foreign_app(broker) as client:
+        sent = client.send_task("celora.submit", [short]).id
+        job_id = submitted(sent)
+        assert finish(running, job_id).state == "completed"
+        # The same task again finds its job; one that is sent after it shows that it was handled.
+        client.send_task("celora.submit", [short], task_id=sent)
+        last = submitted(client.send_task("celora.submit", [short]).id)
     celora.cancel(last)
     assert [job.id for job in celora.jobs(limit=2)] == [last, job_id]
 
@@ -281,3 +281,35 @@ def test_the_workers_stop_cleanly(running: Stack) -> None:
     """Last in this file: nothing of the stack is left after a SIGTERM."""
     for process in list(reversed(running.running)):
         assert running.stop(process) == 0, process.said()[-2000:]
+
+
+def test_a_dpo_job_moves_the_held_out_answers_apart(running: Stack, base: Path) -> None:
+    pairs = Path(__file__).parents[2] / "examples" / "smart_home_preferences" / "pairs.jsonl"
+    asked = celora.submit(
+        base_model=str(base),
+        dataset=str(pairs),
+        method="dpo",
+        max_steps=8,
+        batch_size=2,
+        gradient_accumulation=2,
+        learning_rate=1e-3,
+        eval_every_steps=4,
+        validation_fraction=0.1,
+        eval_generate_rows=2,
+        eval_max_new_tokens=4,
+    )
+    job = finish(running, asked.id)
+    assert job.state == "completed", job.error
+    assert job.verdict is not None
+    assert job.verdict["shape"] == "preference"
+    margins = [point.value for point in celora.metrics(job, "rewards/margins")]
+    assert len(margins) == 8
+    assert margins[0] == pytest.approx(0, abs=1e-4)
+    first, last = (point.value for point in celora.metrics(job, "eval_rewards/margins"))
+    assert 0 < first < last
+    measured = {point.name: point.value for point in celora.metrics(job) if "/" in point.name}
+    assert measured["base/reward_margin"] == 0
+    assert measured["tuned/reward_margin"] == pytest.approx(last, rel=1e-3)
+    shown = running.run("job", job.id).stdout
+    assert "reward margin" in shown
+    assert "preferred answer more probable" in shown
