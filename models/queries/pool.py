@@ -57,7 +57,7 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
     now = session.scalars(text("SELECT clock_timestamp()")).one()
     record = read_paces(session)
     gpus = list_gpus(session)
-    live = session.execute(_RUNNING).all()
+    live = session.execute(_LIVE).all()
     fronts = session.execute(_FRONTS, {"rows": rows, "front": _FRONT}).all()
     lanes = {row.lane_id: (row.tenant_id, row.user_id, row.need_id) for row in fronts}
     if lane_id is not None and lane_id not in lanes:
@@ -73,7 +73,7 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
     waiters: dict[int, list[Waiter]] = {}
     urgent: dict[int, bool] = {}
     for row in fronts:
-        waiters.setdefault(row.lane_id, []).append(_waiter(row, record.paces))
+        waiters.setdefault(row.lane_id, []).append(waiter(row, record.paces))
         urgent[row.lane_id] = row.urgent
     made = Play(
         slots=_slots(gpus, needs, live, record.paces, parties),
@@ -114,7 +114,7 @@ def _pages(session: Session, lane: int, last: Waiter, paces: Paces) -> Callable[
         rows = session.execute(
             _NEXT, {"lane_id": lane, "turn_at": at[0], "job_id": at[1], "page": _PAGE}
         ).all()
-        found = [_waiter(row, paces) for row in rows]
+        found = [waiter(row, paces) for row in rows]
         if found:
             at = (found[-1].turn, found[-1].id)
         return found
@@ -126,13 +126,15 @@ def _work(row: Row[Any]) -> Work:
     return Work(row.tenant_id, row.base_model, row.method, row.size, row.evaluate)
 
 
-def _waiter(row: Row[Any], paces: Paces) -> Waiter:
+def waiter(row: Row[Any], paces: Paces) -> Waiter:
+    """`row` as WAITER selects it."""
     steps = max(0, row.total_steps - row.step) if row.total_steps else None
     estimate = paces.of_waiting(_work(row), Stage(row.stage), steps)
     return Waiter(row.id, row.turn_at, row.base_model, estimate)
 
 
-def _rest(row: Row[Any], paces: Paces) -> Estimate:
+def rest(row: Row[Any], paces: Paces) -> Estimate:
+    """How long a running attempt will go on; `row` as RUNNING selects it."""
     age = row.age or 0.0
     fresh = row.progress_age is not None and row.progress_age < age
     return paces.of_running(
@@ -174,7 +176,7 @@ def _slots(
             gpu.loaded_base,
         )
         if job is not None:
-            slot.work = _rest(job, paces)
+            slot.work = rest(job, paces)
             slot.start, slot.busy = -(job.age or 0.0), slot.work.seconds
             slot.sharer = parties.sharers.setdefault(job.tenant_id, Sharer(id=job.tenant_id))
             slot.user = parties.users.setdefault(job.user_id, Party())
@@ -192,7 +194,7 @@ def _needs(session: Session, ids: set[int]) -> dict[int, Need]:
     }
 
 
-_WAITER = f"""
+WAITER = f"""
     id, turn_at, tenant_id, base_model, method, stage, step,
     coalesce(total_steps, (verdict ->> 'total_steps')::float8::int,
              (spec ->> 'max_steps')::float8::int)
@@ -208,7 +210,7 @@ WAITS = """
 _FRONTS = text(f"""
     SELECT lanes.id AS lane_id, lanes.user_id, lanes.need_id, lanes.urgent, front.*
     FROM lanes CROSS JOIN LATERAL (
-        SELECT {_WAITER} FROM jobs
+        SELECT {WAITER} FROM jobs
         WHERE lane_id = lanes.id AND {WAITS}
         ORDER BY turn_at, id
         LIMIT (SELECT greatest(:front, :rows / greatest(1, count(*)))::int FROM lanes)
@@ -216,7 +218,7 @@ _FRONTS = text(f"""
 """)  # noqa: S608 (joined from constants)
 
 _NEXT = text(f"""
-    SELECT {_WAITER} FROM jobs
+    SELECT {WAITER} FROM jobs
     WHERE lane_id = :lane_id AND {WAITS}
       AND (turn_at, id) > (:turn_at, CAST(:job_id AS text) COLLATE "C")
     ORDER BY turn_at, id
@@ -231,7 +233,8 @@ _NEEDS = text(f"""
     FROM gpu_needs WHERE id = ANY (CAST(:ids AS bigint[]))
 """)  # noqa: S608 (joined from constants)
 
-_RUNNING = text(f"""
+# Of attempts on GPUs; a condition may be added.
+RUNNING = f"""
     SELECT attempts.gpu_id, attempts.job_id, preempted_for, jobs.tenant_id,
            users.id AS user_id, jobs.base_model, jobs.method, jobs.stage, jobs.step,
            jobs.total_steps, jobs.stop_requested,
@@ -245,4 +248,5 @@ _RUNNING = text(f"""
     JOIN jobs ON jobs.id = attempts.job_id
     LEFT JOIN users ON users.tenant_id = jobs.tenant_id AND users.name = jobs.user_name
     WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NOT NULL
-""")  # noqa: S608 (joined from constants)
+"""  # noqa: S608 (joined from constants)
+_LIVE = text(RUNNING)

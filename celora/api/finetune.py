@@ -1,0 +1,92 @@
+"""The short form: a job in JobSpec's own words, and where it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from celora.api.caller import Reader, Submitter
+from celora.api.fine_tuning import CONFLICT, IdempotencyKey, JobId, own_job, put_in_queue
+from celora.api.job_mapping import Files, digest, short_spec
+from celora.api.job_requests import ShortForm
+from celora.api.model_names import model_name
+from celora.api.training_files import allowed
+from models.session import transaction
+from models.states import JobState, Stage
+from models.tables import Job
+
+router = APIRouter(prefix="/finetune", tags=["short form"])
+
+
+class Submitted(BaseModel):
+    job_id: str
+    status: JobState = Field(description="As docs/job-lifecycle.md names them.")
+
+
+class Standing(Submitted):
+    name: str | None
+    base_model: str
+    method: str
+    stage: Stage = Field(description="The first stage that is not finished.")
+    activity: str | None
+    step: int
+    total_steps: int | None
+    epoch: float | None
+    train_loss: float | None
+    trained_tokens: int
+    fine_tuned_model: str | None
+    evaluation: dict[str, Any] | None = Field(description="Base and tuned model, side by side.")
+    error: dict[str, Any] | None
+
+
+@router.post("", responses=CONFLICT)
+def submit(
+    caller: Submitter,
+    request: ShortForm,
+    idempotency_key: IdempotencyKey = None,
+) -> Submitted:
+    """Put a job in the queue: base model, data, epochs, and whatever else JobSpec has."""
+    sent: BaseModel = request
+    fields = sent.model_dump(exclude_unset=True)
+    with transaction() as session:
+        training = allowed(session, caller, fields["dataset"], param="dataset")
+        validation = fields.get("eval_dataset")
+        if validation is not None:
+            validation = allowed(session, caller, validation, param="eval_dataset")
+        spec = short_spec(fields, Files(training, validation, rows=None))
+        asked = {"model": fields["base_model"], "training_file": fields["dataset"]}
+        if validation is not None:
+            asked["validation_file"] = fields["eval_dataset"]
+        kept = asked | {"digest": digest(sent)}
+        job = put_in_queue(session, caller, spec, kept, idempotency_key)
+        return Submitted(job_id=job.id, status=JobState(job.state))
+
+
+@router.get("/{job_id}")
+def retrieve(caller: Reader, job_id: JobId) -> Standing:
+    """Where a job stands."""
+    with transaction() as session:
+        return _standing(own_job(session, caller, job_id))
+
+
+def _standing(job: Job) -> Standing:
+    done = job.state == JobState.COMPLETED
+    return Standing(
+        job_id=job.id,
+        status=JobState(job.state),
+        name=job.name,
+        base_model=(job.request or {}).get("model") or job.base_model,
+        method=job.method,
+        stage=Stage(job.stage),
+        activity=job.activity,
+        step=job.step,
+        total_steps=job.total_steps,
+        epoch=job.epoch,
+        train_loss=job.train_loss,
+        trained_tokens=job.trained_tokens,
+        fine_tuned_model=model_name(job) if done else None,
+        evaluation=(job.result or {}).get("evaluation"),
+        error=job.error,
+    )
