@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     api_requests_per_minute: int = Field(
         600, ge=0, description="HTTP requests of one API key in a minute; 0: any number"
     )
+    api_metrics_token: SecretStr | None = Field(
+        None, description="token that /metrics asks for; empty: it answers on this machine alone"
+    )
     api_dataset_schemes: str = Field(
         "https", description="comma-separated: https, http; data URLs that HTTP callers may give"
     )

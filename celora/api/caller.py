@@ -82,7 +82,7 @@ def _admitted(request: Request, credentials: HTTPAuthorizationCredentials | None
         admission = admit(session, digest, default_limit=settings().api_requests_per_minute)
     if admission is None:
         raise _refused("the API key is not valid")
-    request.state.key_id = admission.key_id  # for the log
+    request.state.key_id, request.state.tenant = admission.key_id, admission.tenant  # for the log
     rate = Rate(admission.limit, admission.spent_seconds)
     request.state.rate = rate  # for the answer's headers
     if not admission.allowed:

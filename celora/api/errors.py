@@ -27,11 +27,14 @@ from models.errors import (
 
 log = logging.getLogger(__name__)
 _INVALID = "invalid_request_error"
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-class ApiError(Exception):
-    """An answer other than 2xx that only HTTP knows: the rest are CeloraErrors."""
+class ApiError(HTTPException):
+    """An answer other than 2xx that only HTTP knows: the rest are CeloraErrors.
+
+    An HTTPException, because FastAPI makes a 400 of whatever else is raised while it reads a body.
+    """
 
     def __init__(
         self,
@@ -43,13 +46,10 @@ class ApiError(Exception):
         type_: str = _INVALID,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+        super().__init__(status, message, dict(headers or {}))
         self.code = code
         self.param = param
         self.type = type_
-        self.headers = dict(headers or {})
 
 
 class ErrorFields(BaseModel):
@@ -75,14 +75,20 @@ def add_handlers(app: FastAPI) -> None:
 
 def answer(error: ApiError) -> JSONResponse:
     # The client retries 409 and 5xx by itself. What a state forbids stays forbidden.
-    retry = {"x-should-retry": "false"} if error.status == 409 else {}  # noqa: PLR2004
+    retry = {"x-should-retry": "false"} if error.status_code == 409 else {}  # noqa: PLR2004
     fields = {
-        "message": error.message,
+        "message": error.detail,
         "type": error.type,
         "param": error.param,
         "code": error.code,
     }
-    return JSONResponse({"error": fields}, error.status, headers=retry | error.headers)
+    headers = retry | dict(error.headers or {})
+    return JSONResponse({"error": fields}, error.status_code, headers=headers)
+
+
+def too_large(limit: int) -> ApiError:
+    message = f"the body is too large: {limit:,} bytes are the most here"
+    return ApiError(413, message, code="request_too_large")
 
 
 def unexpected() -> JSONResponse:
@@ -129,7 +135,7 @@ def _api_error(_: Request, error: Exception) -> JSONResponse:
 def _celora_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CeloraError)  # noqa: S101 (as above)
     told = translated(error)
-    if told.status >= 500:  # noqa: PLR2004
+    if told.status_code >= 500:  # noqa: PLR2004
         log.error("%s: %s", type(error).__name__, error.what)
     return answer(told)
 

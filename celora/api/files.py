@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -12,15 +13,17 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from celora.api.caller import Caller, Reader, Submitter
-from celora.api.errors import ApiError
+from celora.api.errors import ApiError, too_large
 from celora.api.file_store import content_of, delete_file, keep_file, own_file
+from celora.api.result_files import job_of_result, own_finished, result_csv, result_file_id
 from models.queries import files
 from models.session import transaction
 from models.settings import settings
-from models.tables import StoredFile
+from models.tables import Job, StoredFile
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -103,7 +106,7 @@ _UPLOAD_FORM: dict[str, Any] = {
 }
 
 
-@router.post("", openapi_extra=_UPLOAD_FORM, responses={413: {}})
+@router.post("", openapi_extra=_UPLOAD_FORM)
 async def create_file(request: Request, caller: Submitter) -> File:
     """Upload training data. Its rows are looked at first: a bad one is answered with its line."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -143,6 +146,8 @@ def list_files(
 @router.get("/{file_id}")
 def retrieve_file(caller: Reader, file_id: FileId) -> File:
     with transaction() as session:
+        if (job_id := job_of_result(file_id)) is not None:
+            return _result(session, own_finished(session, caller, job_id))
         return File.of(own_file(session, caller, file_id))
 
 
@@ -161,6 +166,9 @@ def remove_file(caller: Submitter, file_id: FileId) -> FileDeleted:
 def file_content(caller: Reader, file_id: FileId) -> StreamingResponse:
     """The file as it was uploaded, byte for byte."""
     with transaction() as session:
+        if (job_id := job_of_result(file_id)) is not None:
+            content = result_csv(session, own_finished(session, caller, job_id))
+            return StreamingResponse(iter([content]), media_type="text/csv")
         file = own_file(session, caller, file_id)
     headers = {
         "content-length": str(file.size_bytes),
@@ -171,9 +179,17 @@ def file_content(caller: Reader, file_id: FileId) -> StreamingResponse:
     )
 
 
-def too_large(limit: int) -> ApiError:
-    message = f"the body is too large: {limit:,} bytes are the most here"
-    return ApiError(413, message, code="request_too_large")
+def _result(session: Session, job: Job) -> File:
+    content = result_csv(session, job)
+    return File(
+        id=result_file_id(job.id),
+        bytes=len(content),
+        created_at=_seconds(job.finished_at or job.created_at),
+        expires_at=None,
+        filename="step_metrics.csv",
+        purpose="fine-tune-results",
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 async def _keep(form: FormData, caller: Caller) -> StoredFile:

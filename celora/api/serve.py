@@ -5,10 +5,21 @@ from __future__ import annotations
 import uvicorn
 
 from celora.api.app import create_app
+from celora.api.logs import CONFIG
 
 
 def config(address: str, port: int) -> uvicorn.Config:
-    return uvicorn.Config(create_app(), host=address, port=port, server_header=False)
+    """X-Forwarded-… headers count where they come from this machine: from a proxy beside us."""
+    return uvicorn.Config(
+        create_app(),
+        host=address,
+        port=port,
+        log_config=CONFIG,
+        access_log=False,  # celora.api.requests writes it
+        server_header=False,
+        timeout_keep_alive=75,  # longer than a proxy's, which then never meets a closed connection
+        timeout_graceful_shutdown=30,
+    )
 
 
 def serve(address: str, port: int) -> None:

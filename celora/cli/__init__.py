@@ -34,6 +34,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "label": ("machines", "label", "Machines"),
     "tenants": ("tenants", "tenants", "Machines"),
     "notify": ("notify", "notify", "Machines"),
+    "keys": ("keys", "keys", "Machines"),
     "prices": ("prices", "prices", "Machines"),
     "pull": ("machines", "pull", "Machines"),
     "storage": ("storage", "storage", "Machines"),

@@ -113,6 +113,66 @@ def change(
     show(name, as_json)
 
 
+token = typer.Typer(no_args_is_help=True, help="Give tenants their own tokens for the model hub.")
+tenants.add_typer(token, name="token")
+
+
+@token.command("set")
+def set_token(
+    name: Annotated[str, typer.Argument(help="The tenant.")],
+) -> None:
+    """Set a tenant's token for the model hub, read from standard input.
+
+    Models and data are then downloaded with it and no other. It is stored sealed with
+    CELORA_SECRET_KEY, which the workers need as well.
+    """
+    import sys
+    from getpass import getpass
+
+    from models.queries.hub_tokens import set_hub_token
+    from models.secrets import require_key, seal
+    from models.session import transaction
+
+    require_key()
+    given = getpass("Token: ") if sys.stdin.isatty() else sys.stdin.readline()
+    if not (text := given.strip()).isprintable() or not text or " " in text:
+        raise InputError(
+            "this is no token", where="standard input", remedy="pipe it in, or type it when asked"
+        )
+    sealed = seal(text)
+    with transaction() as session:
+        set_hub_token(session, name, sealed)
+    print(f"{name} downloads with its own token from now on")
+
+
+@token.command("remove")
+def remove_token(
+    name: Annotated[str, typer.Argument(help="The tenant.")],
+) -> None:
+    """Remove a tenant's token; it then downloads as the workers' own account."""
+    from models.queries.hub_tokens import remove_hub_token
+    from models.session import transaction
+
+    with transaction() as session:
+        had = remove_hub_token(session, name)
+    print(f"the token of {name} is removed" if had else f"{name} had no token")
+
+
+@token.command("list")
+def list_tokens(as_json: AsJson = False) -> None:
+    """List the tenants that have a token of their own, and since when."""
+    from models.queries.hub_tokens import hub_tokens
+    from models.session import transaction
+
+    with transaction() as session:
+        found = hub_tokens(session)
+    if as_json:
+        print_json([{"tenant": tenant, "set_at": since} for tenant, since in found])
+    else:
+        rows = [(tenant, f"{since:%Y-%m-%d %H:%M}") for tenant, since in found]
+        console().print(table(["tenant", "set"], rows))
+
+
 def _limit(name: str, text: str | None, kind: type[int | float]) -> tuple[str, Any]:
     """Column and value of one option. Raises InputError."""
     column = name.replace("disk_gb", "disk_bytes")

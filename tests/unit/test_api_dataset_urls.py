@@ -75,5 +75,5 @@ def test_what_may_not(dataset: str) -> None:
         pytest.raises(ApiError) as caught,
     ):
         admitted(CALLER, dataset)
-    assert (caught.value.status, caught.value.code) == (400, "dataset_not_allowed")
+    assert (caught.value.status_code, caught.value.code) == (400, "dataset_not_allowed")
     assert caught.value.param == "dataset"
