@@ -8,6 +8,7 @@ with Receiver() as receiver:
 
 from __future__ import annotations
 
+import ssl
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,7 @@ class Receiver:
     got: list[Got] = field(default_factory=list)
     open: int = 0  # requests being answered now
     most_open: int = 0
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self._behaviours: dict[str, str] = {}
@@ -75,9 +77,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # server_close waits for them: no socket is left open
     request_queue_size = 128
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that does not trust the certificate leaves: no traceback for that."""
+
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         super().__init__(("127.0.0.1", 0), _Handler)
+        if receiver.tls is not None:
+            self.socket = receiver.tls.wrap_socket(self.socket, server_side=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

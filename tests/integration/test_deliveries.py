@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import openai
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from sqlalchemy import text
 from standardwebhooks import Webhook
 
@@ -22,6 +28,7 @@ from models.queries import deliveries
 from models.queries.deliveries import DeliveryView
 from models.session import transaction
 from models.states import Outcome
+from tasks.delivery import webhook
 from tasks.dispatcher import deliver
 from tests import records
 from tests.environment import variables
@@ -230,6 +237,59 @@ def test_a_receiver_that_never_answers_holds_up_no_other(receiver: Receiver) -> 
         until(lambda: len(receiver.at("/silent")) >= 2, "the next one goes to the silent one")
 
 
+def test_a_certificate_is_checked_for_the_name_that_was_asked_for(tmp_path: Path) -> None:
+    context = certificate(tmp_path, for_name="localhost")
+    with Receiver(tls=context) as receiver:
+        address = f"https://{{}}:{receiver.port}/hook"
+        with variables(
+            SSL_CERT_FILE=str(tmp_path / "certificate.pem"),
+            CELORA_NOTIFY_PRIVATE_HOSTS="localhost, 127.0.0.1",
+            CELORA_NOTIFY_ATTEMPTS="1",
+        ):
+            webhook._tls.cache_clear()
+            celora.add_target("named", webhook=address.format("localhost"))
+            celora.add_target("other", webhook=address.format("127.0.0.1"))
+            for name in ("named", "other"):
+                celora.send_test(name)
+            with delivering():
+                seen = {one.target: (one.state, one.cause) for one in ended(2)}
+        webhook._tls.cache_clear()
+    assert seen == {
+        "named": ("delivered", None),
+        "other": ("failed", "its certificate is not valid"),
+    }
+
+
+def certificate(folder: Path, *, for_name: str) -> ssl.SSLContext:
+    """A server's context with a certificate of its own, which lies in certificate.pem."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(for_name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    kept, both = folder / "certificate.pem", folder / "server.pem"
+    kept.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    both.write_bytes(private + kept.read_bytes())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    return context
+
+
 def test_a_time_out_is_a_cause(receiver: Receiver) -> None:
     receiver.behave("silent")
     with variables(CELORA_NOTIFY_TIMEOUT_SECONDS="0.2", CELORA_NOTIFY_ATTEMPTS="1"):
@@ -334,8 +394,8 @@ def test_no_secret_is_in_any_row_or_log(
 ) -> None:
     caplog.set_level("DEBUG")
     hidden = "T0KEN-in-the-path"
-    webhook = f"http://127.0.0.1:{receiver.port}/{hidden}"
-    made = celora.add_target("ops", webhook=webhook)
+    address = f"http://127.0.0.1:{receiver.port}/{hidden}"
+    made = celora.add_target("ops", webhook=address)
     celora.add_target("chat", apprise=f"json://user:{hidden}@127.0.0.1:{receiver.port}/{hidden}")
     receiver.behave("error")
     job_fails()
