@@ -168,9 +168,14 @@ def logs(job: str | Job, *, after: int = 0, limit: int = 1000) -> list[LogLine]:
 
 
 def validate(
-    dataset: str, *, on_progress: Progress | None = None, **fields: Unpack[DataFields]
+    dataset: str,
+    *,
+    quality: bool = True,
+    on_progress: Progress | None = None,
+    **fields: Unpack[DataFields],
 ) -> Report:
-    """What preparing `dataset` would find, without a job: its shape, its rows, what is wrong.
+    """What preparing `dataset` would find, without a job: its shape, its rows, what is wrong, and
+    with `quality` what training on it would do (`verdict["quality"]`).
 
     With `base_model` it is tokenised as well, for lengths and steps. `on_progress` gets (what, rows
     so far). Raises SpecError, InputError for a path, BaseModelError, UnavailableError.
@@ -190,7 +195,7 @@ def validate(
             trust_remote_code=given.get("trust_remote_code", False),
         )
         tokenizer_path = str(base.path)
-    return examine(**given, tokenizer_path=tokenizer_path, on_progress=on_progress)
+    return examine(**given, tokenizer_path=tokenizer_path, quality=quality, on_progress=on_progress)
 
 
 def plan(
@@ -213,7 +218,7 @@ def plan(
     if not read_data:
         return make_plan(whole)
     wanted = {name: getattr(whole, name) for name in DataFields.__annotations__}
-    report = validate(whole.dataset, on_progress=on_progress, **wanted)
+    report = validate(whole.dataset, quality=False, on_progress=on_progress, **wanted)
     return make_plan(whole, report)
 
 

@@ -12,8 +12,8 @@ from training_data.rows import open_sources
 from training_data.tokenizer import tokenizer_digest
 from training_data.watch import ShouldStop, Watch
 
-# Raised by one whenever the same input would be prepared differently.
-FORMAT = 1
+# Raised by one whenever the same input would be prepared differently, or its verdict say more.
+FORMAT = 2
 # Everything that changes the prepared files or what their verdict says. The names of the data
 # sets are among it because the verdict shows them: another user's path must not be in it.
 _SETTINGS = (

@@ -21,6 +21,7 @@ from training_data.digests import combined, digest_parts, input_digest
 from training_data.locations import SourceCheck
 from training_data.packing import pack_file
 from training_data.problems import Problems
+from training_data.quality.look import Quality
 from training_data.rows import Rows
 from training_data.steps import Steps, optimizer_steps
 from training_data.tally import Tally
@@ -32,6 +33,9 @@ __all__ = ["PreparationStopped", "Prepared", "find_cached", "input_digest", "pre
 
 # Packing makes fewer, fuller steps; below this many they are too few to learn in.
 FEWEST_PACKED_STEPS = 100
+# A job's data is looked at for a second at most; `celora validate` looks at all of it.
+MOST_QUALITY_ROWS = 20_000
+LANGUAGE_ROWS = 100
 _UNPACKED = "rows.arrow"
 
 
@@ -66,7 +70,18 @@ def prepare(
     watch, problems = Watch(on_progress, should_stop), Problems()
     scratch.mkdir(parents=True, exist_ok=True)
     rows = Rows(spec, watch=watch, problems=problems, scratch=scratch, source_check=source_check)
-    return prepare_rows(spec, rows, problems, watch, tokenizer_path=tokenizer_path, scratch=scratch)
+    with Quality(
+        rows, scratch, watch, most_rows=MOST_QUALITY_ROWS, sample=LANGUAGE_ROWS
+    ) as quality:
+        return prepare_rows(
+            spec,
+            rows,
+            problems,
+            watch,
+            tokenizer_path=tokenizer_path,
+            scratch=scratch,
+            quality=quality,
+        )
 
 
 def prepare_rows(
@@ -77,6 +92,7 @@ def prepare_rows(
     *,
     tokenizer_path: str,
     scratch: Path,
+    quality: Quality | None,
 ) -> Prepared:
     """As `prepare`, for rows that the caller keeps: they know the counts when this raises."""
     started = time.monotonic()
@@ -84,15 +100,16 @@ def prepare_rows(
     tokenizer = _tokenizer(spec, tokenizer_path, watch)
     tokeniser = Tokeniser(spec, tokenizer, problems=problems, watch=watch)
 
-    with _writable(scratch):
+    with writable(scratch):
         watch.turn_to("tokenising")
-        tally, highest_id, held_out_digest = _write_tokens(rows, tokeniser, scratch)
+        tally, highest_id, held_out_digest = _write_tokens(rows, tokeniser, scratch, quality)
         problems.raise_any(spec.dataset)
         _require_embeddings(spec, tokenizer, highest_id)
         if not tally.rows_train:
             raise _nothing_left(spec, rows, tokeniser, tally)
         watch.turn_to("packing", tally.rows_train)
         sequences, packed = _pack(spec, scratch, tally.rows_train, watch)
+        found = quality.record() if quality else None
 
     parts = digest_parts(
         spec,
@@ -107,11 +124,12 @@ def prepare_rows(
         | verdicts.planned(tally, sequences, _steps(spec, sequences), packed=packed)
     )
     verdict["warnings"] = verdicts.warnings(spec, rows, verdict)
+    verdict["quality"] = found
     verdict["digests"] = parts
     # Of the rows themselves: runs with other settings are compared where they were held out alike.
     verdict["held_out_digest"] = held_out_digest if tally.rows_held_out else None
     verdict["seconds"] = round(time.monotonic() - started, 3)
-    with _writable(scratch):
+    with writable(scratch):
         (scratch / "verdict.json").write_text(json.dumps(verdict, ensure_ascii=False), "utf-8")
     return Prepared(combined(parts), scratch, verdict)
 
@@ -130,7 +148,7 @@ def _tokenizer(spec: JobSpec, folder: str, watch: Watch) -> Frozen:
 
 
 @contextmanager
-def _writable(scratch: Path) -> Iterator[None]:
+def writable(scratch: Path) -> Iterator[None]:
     """Raise SetupError where the scratch disk gives out. What reading raises is ours by now."""
     try:
         yield
@@ -181,16 +199,19 @@ def _steps(spec: JobSpec, sequences: int) -> Steps:
     )
 
 
-def _write_tokens(rows: Rows, tokeniser: Tokeniser, scratch: Path) -> tuple[Tally, int, str]:
+def _write_tokens(
+    rows: Rows, tokeniser: Tokeniser, scratch: Path, quality: Quality | None
+) -> tuple[Tally, int, str]:
     """Every row tokenised, counted and written; the counts, the highest token there is, and the
     digest of the held-out rows."""
     tally = Tally()
     pairs = tokeniser.pairs
+    kept = quality.watched(rows.kept()) if quality else rows.kept()
     with (
         TokenWriter(scratch / _UNPACKED, held_out=False, pairs=pairs) as train,
         TokenWriter(scratch / "eval.arrow", held_out=True, pairs=pairs) as held_out,
     ):
-        for row in tokeniser.tokens(rows.kept()):
+        for row in tokeniser.tokens(kept):
             tally.add(row)
             (held_out if row.held_out else train).add(row)
     return tally, max(train.highest_id, held_out.highest_id), held_out.digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from models.errors import DataError, RowProblem
 from models.settings import settings
+from training_data.quality.private import masked
 
 
 class RowError(Exception):
@@ -31,7 +32,8 @@ class Problems:
         self.count += 1
         if len(self.listed) < self.limit:
             named = ": ".join(filter(None, (self.part, self.file if file is None else file, what)))
-            self.listed.append(RowProblem(line=line, what=named, remedy=remedy))
+            # Both may quote the row, and stand in the job's record.
+            self.listed.append(RowProblem(line=line, what=masked(named), remedy=masked(remedy)))
 
     def raise_any(self, where: str) -> None:
         """Raise DataError when something was found."""

@@ -11,15 +11,17 @@ from models.errors import DataError, RowProblem
 from models.spec import JobSpec, parse_spec
 from training_data import verdict as verdicts
 from training_data.locations import SourceCheck
-from training_data.prepare import prepare_rows
+from training_data.prepare import prepare_rows, writable
 from training_data.problems import Problems
+from training_data.quality.look import Quality
 from training_data.rows import Rows
 from training_data.watch import Progress, ShouldStop, Watch
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. `verdict` has the keys of a prepared verdict that are known.
+    """What was found. `verdict` has the keys of a prepared verdict that are known; its `quality`
+    is None where nobody asked for it, or no row was whole.
 
     Without a tokenizer there are no lengths, tokens or steps in it, and whether a chat template
     fits conversations is not looked at.
@@ -55,12 +57,15 @@ def validate(
     shape: str = "auto",
     columns: dict[str, str] | None = None,
     tokenizer_path: str | None = None,
+    quality: bool = False,
     source_check: SourceCheck | None = None,
     on_progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
     **fields: Any,
 ) -> Report:
     """Check a data set. `fields` are further fields of JobSpec (max_sequence_length, epochs, …).
+    With `quality` every row is looked at for what training on it would do, which takes five times
+    as long as reading it.
 
     Wrong rows are in the report. Raises SpecError, InputError for a path, BaseModelError for a
     tokenizer, UnavailableError, PreparationStopped.
@@ -69,38 +74,50 @@ def validate(
     spec = parse_spec({**fields, "dataset": dataset, "shape": shape, "columns": columns or {}})
     watch, problems = Watch(on_progress, should_stop), Problems()
     with TemporaryDirectory(prefix="celora-validate-") as folder:
+        scratch = Path(folder)
         rows = Rows(
-            spec,
-            watch=watch,
-            problems=problems,
-            scratch=Path(folder),
-            source_check=source_check,
+            spec, watch=watch, problems=problems, scratch=scratch, source_check=source_check
         )
-        try:
-            if tokenizer_path is None:
-                verdict = _read(spec, rows, problems)
-            else:
-                scratch = Path(folder)
-                verdict = prepare_rows(
-                    spec, rows, problems, watch, tokenizer_path=tokenizer_path, scratch=scratch
-                ).verdict
-        except DataError as error:
-            return Report(
-                dataset,
-                verdicts.counted(rows, None),
-                error=error.what,
-                remedy=error.remedy,
-                problems=error.problems,
-                problem_count=error.problem_count,
-            )
+        with Quality(rows, scratch, watch) as look:
+            looking = look if quality else None
+            try:
+                if tokenizer_path is None:
+                    verdict = _read(spec, rows, problems, looking, scratch)
+                else:
+                    verdict = prepare_rows(
+                        spec,
+                        rows,
+                        problems,
+                        watch,
+                        tokenizer_path=tokenizer_path,
+                        scratch=scratch,
+                        quality=looking,
+                    ).verdict
+            except DataError as error:
+                return Report(
+                    dataset,
+                    verdicts.counted(rows, None) | _quality(looking, scratch),
+                    error=error.what,
+                    remedy=error.remedy,
+                    problems=error.problems,
+                    problem_count=error.problem_count,
+                )
     return Report(dataset, verdict)
 
 
-def _read(spec: JobSpec, rows: Rows, problems: Problems) -> dict[str, Any]:
+def _read(
+    spec: JobSpec, rows: Rows, problems: Problems, look: Quality | None, scratch: Path
+) -> dict[str, Any]:
     trained = held_out = 0
-    for kept in rows.kept():
-        held_out += kept.held_out
-        trained += not kept.held_out
+    with writable(scratch):
+        for kept in look.watched(rows.kept()) if look else rows.kept():
+            held_out += kept.held_out
+            trained += not kept.held_out
     problems.raise_any(spec.dataset)
     verdict = verdicts.counted(rows, None) | {"rows_train": trained, "rows_eval": held_out}
-    return verdict | {"warnings": verdicts.warnings(spec, rows, verdict)}
+    return verdict | {"warnings": verdicts.warnings(spec, rows, verdict)} | _quality(look, scratch)
+
+
+def _quality(look: Quality | None, scratch: Path) -> dict[str, Any]:
+    with writable(scratch):
+        return {"quality": look.record() if look else None}

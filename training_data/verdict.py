@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from models.spec import JobSpec
+from training_data.quality.private import masked_pieces
 from training_data.rows import Rows
 from training_data.steps import Steps
 from training_data.tally import Tally, loss_tokens, segments
@@ -51,6 +52,7 @@ def measured(tally: Tally, tokenizer: Frozen) -> dict[str, Any]:
         "rows_eval": tally.rows_held_out,
         "tokens_train": tally.tokens_train,
         "lengths": tally.length_summary(),
+        "length_histogram": tally.length_histogram(),
         "masked_share": round(tally.masked_share, 4),
         "example": _example(tally, tokenizer),
     }
@@ -110,7 +112,10 @@ def _example(tally: Tally, tokenizer: Frozen) -> dict[str, Any] | None:
 
 
 def _shown(row: TokenRow, tokenizer: Frozen) -> dict[str, Any]:
+    """The row in pieces, without what looks private: this stands in the job's record."""
     pieces = segments(row, tokenizer.decode)
+    for piece, text in zip(pieces, masked_pieces([p["text"] for p in pieces]), strict=True):
+        piece["text"] = text
     opened, closed = MARKS
     marked = (f"{opened}{p['text']}{closed}" if p["loss"] else p["text"] for p in pieces)
     return {

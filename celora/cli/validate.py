@@ -24,10 +24,11 @@ def validate(
     as_json: AsJson = False,
     **options: Any,
 ) -> int:
-    """Check training data: its shape, its rows, and each line that is wrong with its remedy.
+    """Check training data: what is wrong with its rows, and what training on them would do.
 
-    With --base-model its tokenizer measures lengths and steps too. Exit code 2 when a job could not
-    use the data.
+    Each wrong line is told with its remedy; then copies, leaks into the evaluation, answers,
+    labels, languages, and what looks private. With --base-model its tokenizer measures lengths and
+    steps too. Exit code 2 when a job could not use the data; all else is advice.
     """
     import celora
     from celora.cli.verdict import print_verdict

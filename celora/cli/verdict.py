@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from celora.cli.output import facts
+from celora.data_words import histogram_facts, quality_facts, quality_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
 def print_verdict(verdict: dict[str, Any], to: Console) -> None:
     """Keys that are missing are left out: not every verdict knows tokens and steps."""
-    to.print(facts(_lines(verdict)))
-    for warning in verdict.get("warnings") or []:
+    quality = verdict.get("quality") or {}
+    to.print(facts([*_lines(verdict), *(quality_facts(quality) if quality else [])]))
+    for warning in [*(verdict.get("warnings") or []), *quality_warnings(quality)]:
         to.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
 
 
@@ -42,6 +44,7 @@ def _lines(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     lengths = ", ".join(f"{name} {count:,}" for name, count in _entries(verdict, "lengths"))
     if lengths:
         lines.append(("tokens a row", lengths))
+        lines += histogram_facts(verdict.get("length_histogram") or [])
     if "total_steps" in verdict:
         packed = ", packed" if verdict.get("packed") else ""
         lines.append(

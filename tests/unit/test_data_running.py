@@ -51,11 +51,15 @@ def test_a_stop_is_looked_for_all_the_time(base: str, tmp_path: Path) -> None:
         "loading the tokenizer",
         "tokenising",
         "packing",
+        "comparing rows",
     ]
     assert max(count for _, count in told) > 5000
 
 
-@pytest.mark.parametrize("what", ["loading the tokenizer", "tokenising", "packing"])
+_PARTS = ["loading the tokenizer", "tokenising", "packing", "comparing rows"]
+
+
+@pytest.mark.parametrize("what", _PARTS)
 def test_it_stops_when_asked(rows: Path, base: str, tmp_path: Path, what: str) -> None:
     now = threading.local()
 
@@ -78,7 +82,7 @@ def test_it_stops_when_asked(rows: Path, base: str, tmp_path: Path, what: str) -
 
 def _next(now: threading.local, what: str) -> bool:
     """The look is before the word: stop at the first look of the part after the one before."""
-    parts = ["", "loading the tokenizer", "tokenising", "packing"]
+    parts = ["", *_PARTS]
     return getattr(now, "doing", "") == parts[parts.index(what) - 1]
 
 
@@ -94,6 +98,7 @@ def test_the_callers_check_can_forbid_a_place(rows: Path, base: str, tmp_path: P
 def test_a_line_of_megabytes_is_prepared_in_little_memory(base: str, tmp_path: Path) -> None:
     words = "the quick brown fox " * 200_000  # 4 MB
     data = write(tmp_path / "rows.jsonl", [{"text": f"{n} {words}"} for n in range(3)])
+    made(write(tmp_path / "one.jsonl", [{"text": words[:400]}]), base, tmp_path / "libraries")
     tracemalloc.start()
     try:
         verdict = made(data, base, tmp_path / "out", max_sequence_length=64).verdict
@@ -123,7 +128,9 @@ except SetupError as error:
 
 
 def test_importing_is_light() -> None:
-    heavy = "torch transformers datasets pyarrow tokenizers numpy pandas fsspec jinja2"
+    heavy = (
+        "torch transformers datasets pyarrow tokenizers numpy pandas fsspec jinja2 rensa py3langid"
+    )
     run_python(
         "import sys, training_data.prepare, training_data.validate;"
         f"loaded = set('{heavy}'.split()) & set(sys.modules); assert not loaded, loaded"

@@ -43,7 +43,9 @@ def test_without_a_base_model(rows: Path) -> None:
 
 def test_with_a_base_model_it_is_the_verdict_of_preparing(rows: Path, tmp_path: Path) -> None:
     base = str(make_tokenizer(tmp_path / "base"))
-    report = validate(str(rows), columns=COLUMNS, tokenizer_path=base, epochs=7, packing="on")
+    report = validate(
+        str(rows), columns=COLUMNS, tokenizer_path=base, quality=True, epochs=7, packing="on"
+    )
     spec = JobSpec(base_model=base, dataset=str(rows), columns=COLUMNS, epochs=7, packing="on")
     prepared = prepare(spec, tokenizer_path=base, scratch=tmp_path / "out")
     assert report.verdict | {"seconds": 0} == prepared.verdict | {"seconds": 0}
