@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         validate,
         why,
     )
+    from celora.exports import export
     from celora.follow import wait
     from celora.notify import (
         add_target,
@@ -81,6 +82,7 @@ __all__ = [
     "delete_adapter",
     "deliveries",
     "events",
+    "export",
     "get",
     "jobs",
     "metrics",
@@ -121,6 +123,7 @@ _ELSEWHERE = {
     "adapters": "celora.registry",
     "add_target": "celora.notify",
     "delete_adapter": "celora.registry",
+    "export": "celora.exports",
     "deliveries": "celora.notify",
     "move_alias": "celora.registry",
     "notify_of": "celora.notify",

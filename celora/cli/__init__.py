@@ -23,6 +23,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("report", "report", "Jobs"),
     "rate": ("rate", "rate", "Jobs"),
     "adapters": ("adapters", "adapters", "Jobs"),
+    "export": ("export", "export", "Jobs"),
+    "chat": ("chat", "chat", "Jobs"),
     "why": ("jobs", "why", "Jobs"),
     "cancel": ("jobs", "cancel", "Jobs"),
     "pause": ("jobs", "pause", "Jobs"),

@@ -46,12 +46,19 @@ def _print(record: Record, to: Console) -> None:
     to.print(facts(_facts(record)))
     if job.error:
         to.print(f"\nerror: {error_text(job.error)}", markup=False, style="red")
+    if job.result and "export" in job.result:
+        from celora.cli.export import report_facts
+
+        to.print("\n[b]export[/b]")
+        to.print(facts(report_facts(job.result["export"])))
     if job.verdict:
         to.print("\n[b]data[/b]")
         print_verdict(job.verdict, to)
     if record.evaluations:
         to.print("\n[b]evaluation[/b]")
         to.print(evaluation_table(record))
+    if record.win_rate.ratings:
+        to.print(f"\nwin rate, by people: {record.win_rate}", markup=False)
     for sample in record.samples[:3]:
         to.print()
         to.print(
@@ -98,6 +105,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("method", f"{job.method}, base {job.base_model} ({job.base_revision or 'not resolved'})"),
         ("data", job.spec.dataset),
         ("tenant, user", f"{job.tenant}, {job.user}"),
+        ("purpose", f"{job.purpose}{f', of {job.source_job}' if job.source_job else ''}"),
     ]
     if not job.finished:
         found.append(("stage", f"{job.stage}{f': {job.activity}' if job.activity else ''}"))
@@ -128,6 +136,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
             )
         )
     found += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
+    found += [("registered as", reference) for reference in record.adapters]
     return found
 
 

@@ -50,7 +50,7 @@ def jobs(
                     job.id,
                     job.name or "",
                     job.tenant,
-                    job.method,
+                    job.method if job.purpose == "tune" else str(job.purpose),
                     state_text(job.state),
                     "" if job.finished else job.stage,
                     f"{job.step}/{job.total_steps}" if job.total_steps else "",
