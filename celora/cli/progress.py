@@ -10,8 +10,9 @@ from itertools import pairwise
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from celora.cli.loss_chart import legend, loss_chart
 from celora.cli.output import STATE_STYLES, duration
-from models.states import JobState, Stage
+from models.states import JobState, Purpose, Stage
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _WINDOW_SECONDS = 60.0  # over which the speed is measured
 _SHOWN_EVENTS = 4
+_TEXT = 16  # rows of the live view beside the chart, and some air
+_TALLEST = 14
 
 
 @dataclass(slots=True)
@@ -30,19 +33,28 @@ class Progress:
 
     job: Job
     losses: dict[int, float] = field(default_factory=dict)  # by step
+    held_out: dict[int, float] = field(default_factory=dict)  # losses on held-out rows, likewise
     events: list[Event] = field(default_factory=list)
     trouble: str | None = None  # why there is no news at the moment
     _pace: deque[tuple[float, int]] = field(default_factory=deque)
 
     def update(
-        self, job: Job, losses: dict[int, float], events: Sequence[Event], clock: float
+        self,
+        job: Job,
+        losses: dict[int, float],
+        events: Sequence[Event],
+        clock: float,
+        held_out: dict[int, float] | None = None,
     ) -> None:
         if job.step < self.job.step:  # resumed from an earlier checkpoint
             self._pace.clear()
-            self.losses = {step: loss for step, loss in self.losses.items() if step <= job.step}
+            for known in (self.losses, self.held_out):
+                for step in [step for step in known if step > job.step]:
+                    del known[step]
         self.job = job
         self.trouble = None
         self.losses |= losses
+        self.held_out |= held_out or {}
         self.events += events
         if job.state is not JobState.RUNNING:
             self._pace.clear()  # it waits: no time that counts for its pace
@@ -101,8 +113,9 @@ def plain_line(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def panel(progress: Progress, width: int) -> RenderableType:
-    """The live view, at most `width` columns wide."""
+def panel(progress: Progress, width: int, rows: int = 0) -> RenderableType:
+    """The live view, at most `width` columns wide. With `rows` to spare it draws the losses; else
+    they are a line of bars."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -112,7 +125,10 @@ def panel(progress: Progress, width: int) -> RenderableType:
     inner = width - 4
     lines: list[RenderableType] = [_stages(job), Text("")]
     if job.total_steps:
-        lines += [_bar(job, inner), _numbers(progress, inner), Text("")]
+        chart = loss_chart(progress.losses, progress.held_out, inner, min(_TALLEST, rows - _TEXT))
+        lines += [_bar(job, inner), _numbers(progress, inner, bars=chart is None), Text("")]
+        if chart is not None:
+            lines += [chart, legend(progress.held_out), Text("")]
     lines += [
         Text.assemble((f"{event.created_at.astimezone():%H:%M:%S}  ", "dim"), event.message)
         for event in progress.events[-_SHOWN_EVENTS:]
@@ -139,7 +155,9 @@ def _stages(job: Job) -> Text:
     """preprocess ✓ → train ● → evaluate ○, and what is being done in words."""
     from rich.text import Text
 
-    stages = [stage for stage in Stage if stage is not Stage.EVALUATE or job.spec.evaluate]
+    stages = [job.purpose.first_stage]
+    if job.purpose is Purpose.TUNE:
+        stages += [Stage.TRAIN, Stage.EVALUATE] if job.spec.evaluate else [Stage.TRAIN]
     reached = stages.index(job.stage) if job.stage in stages else len(stages)
     if job.state is JobState.COMPLETED:
         reached = len(stages)
@@ -182,7 +200,7 @@ def _bar(job: Job, width: int) -> RenderableType:
     return grid
 
 
-def _numbers(progress: Progress, width: int) -> Text:
+def _numbers(progress: Progress, width: int, *, bars: bool) -> Text:
     from rich.text import Text
 
     job = progress.job
@@ -194,9 +212,10 @@ def _numbers(progress: Progress, width: int) -> Text:
     text = Text()
     if job.train_loss is not None:
         text.append("loss ", "dim").append(f"{job.train_loss:.4f}  ", "bold")
-        taken = len(text) + sum(len(a) + len(b) + 5 for a, b in facts)
-        losses = [progress.losses[step] for step in sorted(progress.losses)]
-        text.append(sparkline(losses, min(40, width - taken - 2)), "cyan")
+        if bars:
+            taken = len(text) + sum(len(a) + len(b) + 5 for a, b in facts)
+            losses = [progress.losses[step] for step in sorted(progress.losses)]
+            text.append(sparkline(losses, min(40, width - taken - 2)), "cyan")
         text.append("   ")
     for name, value in facts:
         text.append(f"{name} ", "dim").append(f"{value}   ")

@@ -108,11 +108,13 @@ def _take(progress: Progress, job: Job) -> None:
     last_step = min(max(progress.losses, default=-1), job.step)
     with transaction() as session:
         points = metrics_of(session, job.id, ["train_loss"], after_step=last_step)
+        held_out = metrics_of(session, job.id, ["eval_loss"])  # few, and later than their steps
     progress.update(
         job,
         {point.step: point.value for point in points},
         events(job, after=last_event),
         time.monotonic(),
+        {point.step: point.value for point in held_out},
     )
 
 
@@ -128,8 +130,9 @@ def _view(progress: Progress) -> Iterator[Callable[[], None]]:
     with Live(console=console(), auto_refresh=False, transient=False) as live:
 
         def draw() -> None:
-            columns = min(_WIDEST, shutil.get_terminal_size().columns)
-            live.update(panel(progress, columns), refresh=True)
+            room = shutil.get_terminal_size()
+            drawn = panel(progress, min(_WIDEST, room.columns), room.lines)
+            live.update(drawn, refresh=True)
 
         yield draw
 

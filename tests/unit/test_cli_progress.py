@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from celora.cli.loss_chart import loss_chart
 from celora.cli.progress import Progress, panel, plain_line, sparkline
 from celora.views import Event, Job
 from models.spec import JobSpec
@@ -35,7 +36,7 @@ def job(**changed: Any) -> Job:
         "queued_at": NOW,
         "spec": JobSpec(base_model="/models/tiny-base", dataset="rows.jsonl"),
     }
-    missing = dict.fromkeys(Job.model_fields)
+    missing = {name: None for name, field in Job.model_fields.items() if field.is_required()}
     return Job.model_validate(missing | fields | changed)
 
 
@@ -43,9 +44,9 @@ def event(number: int, message: str) -> Event:
     return Event(id=number, created_at=NOW, level="info", kind="x", message=message, data=None)
 
 
-def drawn(progress: Progress, width: int) -> list[str]:
+def drawn(progress: Progress, width: int, rows: int = 0) -> list[str]:
     out = StringIO()
-    Console(file=out, width=width).print(panel(progress, width))
+    Console(file=out, width=width).print(panel(progress, width, rows))
     return out.getvalue().splitlines()
 
 
@@ -130,6 +131,51 @@ def test_the_panel_keeps_its_width_and_its_height(width: int) -> None:
     assert len(lines) == 2 + 2 + 3 + 2
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_with_rows_to_spare_the_losses_are_drawn(width: int) -> None:
+    progress = at_half_time()
+    progress.held_out = {50: 2.5, 100: 1.5}
+    lines = drawn(progress, width, rows=30)
+    assert {len(line) for line in lines} == {width}
+    assert len(lines) == 2 + 2 + 3 + 14 + 2  # border, stages, numbers, chart, its legend
+    text = "\n".join(lines)
+    assert "held-out loss 1.5" in text
+    assert "100" in lines[-4]  # the newest step, at the end of the axis
+    assert "┤" in text
+    assert any("⠀" < letter <= "⣿" for letter in text)  # braille: the curves
+    assert "█" not in text  # no bars beside it
+
+
+@pytest.mark.parametrize(("width", "rows"), [(80, 20), (80, 0), (30, 40)])
+def test_without_the_room_the_losses_stay_a_line_of_bars(width: int, rows: int) -> None:
+    text = "\n".join(drawn(at_half_time(), width, rows))
+    assert "┤" not in text
+    assert {len(line) for line in text.splitlines()} == {width}
+
+
+def test_a_chart_leaves_out_what_is_no_number_and_needs_three_points() -> None:
+    assert loss_chart({1: 1.0, 2: nan, 3: inf, 4: 0.5}, {}, 60, 10) is None
+    chart = loss_chart({1: 1.0, 2: nan, 3: inf, 4: 0.5, 5: 0.4}, {4: nan}, 60, 10)
+    assert chart is not None
+    assert [len(line) for line in chart.plain.splitlines()] == [60] * 10
+
+
+def test_a_long_run_is_drawn_with_few_points() -> None:
+    """Of 100,000 steps, and both curves, in their colours."""
+    steps = range(1, 100_001)
+    chart = loss_chart({step: 5 / step**0.3 for step in steps}, {10: 3.0, 90_000: 1.0}, 80, 12)
+    assert chart is not None
+    assert {str(span.style) for span in chart.spans} >= {"color(12)", "color(10)"}
+    assert "100,000" in chart.plain
+
+
+def test_a_resume_takes_back_the_held_out_losses_too() -> None:
+    progress = at_half_time()
+    progress.update(job(step=100), {}, [], clock=51.0, held_out={40: 2.0, 80: 1.0})
+    progress.update(job(step=60), {}, [], clock=60.0)
+    assert progress.held_out == {40: 2.0}
+
+
 def test_the_panel_tells_stage_step_loss_speed_and_time_left() -> None:
     text = "\n".join(drawn(at_half_time(), 100))
     for part in (
@@ -149,3 +195,10 @@ def test_the_panel_of_a_finished_job() -> None:
 def test_without_an_evaluation_there_is_no_such_stage() -> None:
     spec = JobSpec(base_model="b", dataset="d", evaluate=False)
     assert "evaluate" not in "\n".join(drawn(Progress(job(spec=spec)), 80))
+
+
+def test_an_export_has_one_stage_and_a_tuning_none_of_it() -> None:
+    assert "export" not in "\n".join(drawn(at_half_time(), 100))
+    text = "\n".join(drawn(Progress(job(purpose="export", stage="export")), 80))
+    assert "● export" in text
+    assert "train" not in text
