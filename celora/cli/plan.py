@@ -50,7 +50,8 @@ def plan(
 def _print(plan: Plan) -> None:
     out = console()
     out.print(facts(_facts(plan)))
-    print(f"\nGPU memory, micro-batch {plan.micro_batch} of {plan.row_tokens} tokens")
+    each = "pairs of 2 ×" if plan.method == "dpo" else "rows of"
+    print(f"\nGPU memory, micro-batch {plan.micro_batch} {each} {plan.row_tokens} tokens")
     memory = plan.memory
     rows = [(p.name, _gb(p.low), _gb(p.expected), _gb(p.high)) for p in memory.parts]
     rows.append(("all", _gb(memory.low), _gb(memory.expected), _gb(memory.high)))

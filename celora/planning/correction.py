@@ -18,6 +18,7 @@ from models.spec import JobSpec, stored_spec
 
 # Where any of these differs, trained parameters, types or what is kept for the backward pass do.
 _ALIKE = (
+    "dpo_base",
     "rank",
     "target_modules",
     "dropout",
@@ -27,7 +28,7 @@ _ALIKE = (
     "gradient_checkpointing",
     "attention",
 )
-_FIXED = frozenset({"weights", "adapter", "gradients", "optimizer", "logits"})
+_FIXED = frozenset({"weights", "adapter", "gradients", "optimizer", "logits", "reference"})
 # Beyond these the two are no like jobs, whatever their settings say.
 _LEAST, _MOST = 0.2, 5.0
 

@@ -94,7 +94,7 @@ def estimate(
     `correction` scales the activations, from the measured peaks of like jobs.
     """
     compute = 4 if spec.precision == "fp32" else 2
-    tokens = micro_batch * row_tokens
+    tokens = micro_batch * row_tokens * (2 if spec.method == "dpo" else 1)  # chosen and rejected
     trained = _trained_bytes(spec, compute)
     checkpointing = spec.gradient_checkpointing != "off"
     fixed = (
@@ -107,6 +107,8 @@ def estimate(
         _spread("activations", activation_bytes(spec, model, tokens, row_tokens, compute,
                 checkpointing=checkpointing) * correction, _ACTIVATIONS),
         _exact("logits", head_bytes(spec, model, tokens, compute)),
+        *([_spread("reference", reference_bytes(model, tokens, compute), _ACTIVATIONS)]
+          if spec.method == "dpo" else []),
     )  # fmt: skip
     cache = _cache(spec, model, row_tokens, compute, beside=sum(p.expected for p in moving))
     parts = (*fixed, *moving, cache)
@@ -142,6 +144,13 @@ def head_bytes(spec: JobSpec, model: Architecture, tokens: int, compute: int) ->
     tile = min(tokens, HEAD_TILE_TOKENS) * min(HEAD_TILE_LOGITS, model.vocabulary)
     weight_gradient = model.vocabulary * model.hidden * 4 if spec.held_as == "full" else 0
     return tile * (compute + 4) + tokens * model.hidden * 4 + weight_gradient
+
+
+def reference_bytes(model: Architecture, tokens: int, compute: int) -> float:
+    """DPO reads its pairs with the reference too, while the policy's activations wait. Nothing is
+    kept there: a layer's input and output, its feed-forward part, and a tile of logits."""
+    tile = min(tokens, HEAD_TILE_TOKENS) * min(HEAD_TILE_LOGITS, model.vocabulary)
+    return tokens * compute * (2 * model.hidden + 2 * model.feed_forward) + tile * (compute + 4)
 
 
 def activation_bytes(

@@ -138,7 +138,8 @@ def _steps(spec: JobSpec, data: Report | None) -> tuple[int | None, int | None, 
         steps = verdict["total_steps"]
         return steps, round(steps * verdict["tokens_per_step"]), "the data"
     if spec.max_steps is not None:
-        at_most = spec.max_steps * spec.effective_batch_size * spec.max_sequence_length
+        sequences = spec.effective_batch_size * (2 if spec.method == "dpo" else 1)
+        at_most = spec.max_steps * sequences * spec.max_sequence_length
         return spec.max_steps, at_most, "max_steps, with rows as long as they may be"
     return None, None, "the data was not read"
 
@@ -158,7 +159,11 @@ def _on_record(spec: JobSpec) -> _Known:
     try:
         with transaction() as session:
             views = list_gpus(session)
-            paces = tuple(measured_throughput(session, base_model=base_model, method=method))
+            paces = tuple(
+                measured_throughput(
+                    session, base_model=base_model, method=method, dpo_base=spec.dpo_base
+                )
+            )
             peaks = tuple(measured_peaks(session, base_model=base_model, method=method))
             prices = hourly_prices(session)
     except UnavailableError:

@@ -29,16 +29,16 @@ class Peak:
 
 
 def measured_throughput(
-    session: Session, *, base_model: str, method: str, max_jobs: int = 50
+    session: Session, *, base_model: str, method: str, dpo_base: str = "lora", max_jobs: int = 50
 ) -> list[Measured]:
-    """From the newest finished jobs on the same base with the same method, by device.
+    """From the newest finished jobs on the same base with the same method, by device. A dpo job is
+    like those whose base was held alike.
 
     Only jobs that ran from their first step to their last in one attempt: the seconds of a resumed
     job are those of its last part.
     """
-    rows = session.execute(
-        _MEASURED, {"base_model": base_model, "method": method, "max_jobs": max_jobs}
-    )
+    asked = {"base_model": base_model, "method": method, "dpo_base": dpo_base}
+    rows = session.execute(_MEASURED, asked | {"max_jobs": max_jobs})
     return [Measured(*row) for row in rows]
 
 
@@ -60,6 +60,7 @@ _MEASURED = text("""
     WITH newest AS (
         SELECT result FROM jobs
         WHERE base_model = :base_model AND method = :method AND state = 'completed'
+          AND coalesce(spec ->> 'dpo_base', 'lora') = :dpo_base
           AND CAST(result ->> 'seconds' AS float8) > 0
           AND CAST(result ->> 'resumed_at_step' AS int) = 0
         ORDER BY finished_at DESC

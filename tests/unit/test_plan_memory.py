@@ -150,3 +150,13 @@ def test_a_cpu_computes_in_fp32_and_recomputes_nothing() -> None:
     assert (there.precision, there.gradient_checkpointing) == ("fp32", "off")
     assert on_device(spec(method="qlora"), "cpu").precision == "auto"
     assert weight_bytes(there, LLAMA_8B, 4) == LLAMA_8B.parameters * 4
+
+
+@pytest.mark.parametrize("held_as", ["lora", "qlora"])
+def test_dpo_reads_two_sequences_a_pair_and_its_reference(held_as: str) -> None:
+    pairs = memory(LLAMA_8B, 4, method="dpo", dpo_base=held_as)
+    rows = memory(LLAMA_8B, 8, method=held_as, dropout=0)
+    for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):
+        assert part(pairs, name) == part(rows, name)
+    assert 0 < part(pairs, "reference") < 0.5 * part(pairs, "activations")
+    assert pairs.precision == rows.precision
