@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 
 from celora.api.caller import Caller, Reader, Submitter, no_such, require_own
 from celora.api.errors import ApiError
+from celora.api.file_store import resolve_training_file
 from celora.api.job_answers import FineTuningJob, job_answer
 from celora.api.job_mapping import Files, kept, openai_spec
 from celora.api.job_requests import CreateJob
-from celora.api.training_files import uploaded
 from celora.client import put_on_record
 from models.errors import NotFoundError, SpecError
 from models.queries import jobs
@@ -68,8 +68,8 @@ def create_job(
 ) -> FineTuningJob:
     """Put a job in the queue. `auto`, and what is left out, becomes a number that is answered."""
     with transaction() as session:
-        training = uploaded(session, caller, request.training_file, param="training_file")
-        validation = request.validation_file and uploaded(
+        training = resolve_training_file(session, caller, request.training_file)
+        validation = request.validation_file and resolve_training_file(
             session, caller, request.validation_file, param="validation_file"
         )
         files = Files(training, validation, rows=None)

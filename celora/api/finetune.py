@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from celora.api.caller import Reader, Submitter
+from celora.api.dataset_urls import admitted
 from celora.api.fine_tuning import CONFLICT, IdempotencyKey, JobId, own_job, put_in_queue
 from celora.api.job_mapping import Files, digest, short_spec
 from celora.api.job_requests import ShortForm
 from celora.api.model_names import model_name
-from celora.api.training_files import allowed
 from models.session import transaction
 from models.states import JobState, Stage
 from models.tables import Job
@@ -50,16 +50,18 @@ def submit(
     """Put a job in the queue: base model, data, epochs, and whatever else JobSpec has."""
     sent: BaseModel = request
     fields = sent.model_dump(exclude_unset=True)
+    training = admitted(caller, fields["dataset"])
+    validation = fields.get("eval_dataset")
+    if validation is not None:
+        validation = admitted(caller, validation, param="eval_dataset")
+    spec = short_spec(fields, Files(training, validation, rows=None))
+    kept = {
+        "model": fields["base_model"],
+        "training_file": fields["dataset"],
+        "validation_file": fields.get("eval_dataset"),
+        "digest": digest(sent),
+    }
     with transaction() as session:
-        training = allowed(session, caller, fields["dataset"], param="dataset")
-        validation = fields.get("eval_dataset")
-        if validation is not None:
-            validation = allowed(session, caller, validation, param="eval_dataset")
-        spec = short_spec(fields, Files(training, validation, rows=None))
-        asked = {"model": fields["base_model"], "training_file": fields["dataset"]}
-        if validation is not None:
-            asked["validation_file"] = fields["eval_dataset"]
-        kept = asked | {"digest": digest(sent)}
         job = put_in_queue(session, caller, spec, kept, idempotency_key)
         return Submitted(job_id=job.id, status=JobState(job.state))
 
