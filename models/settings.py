@@ -160,9 +160,6 @@ class Settings(BaseSettings):
     api_body_seconds: float = Field(
         60, gt=0, description="how long an HTTP request may stand still before it is whole"
     )
-    api_dataset_urls: str = Field(
-        "", description="comma-separated beginnings of URLs that `POST /finetune` may read"
-    )
     model_aliases: str = Field(
         "",
         description="comma-separated alias=base pairs for HTTP: gpt-4o-mini=owner/model",
