@@ -10,9 +10,12 @@ from typing import Any
 from celora.times import Times, times_of
 from celora.views import Artifact, Attempt, Checkpoint, Evaluation, Event, Job, Metric, Sample
 from models.queries import history, jobs, products
+from models.queries.adapter_views import references_of
 from models.queries.clock import database_time
+from models.queries.ratings import win_rate_of
 from models.queries.waiting import Why, why_waiting
 from models.session import transaction
+from models.win_rate import WinRate
 
 _EVENTS = 10_000
 
@@ -28,6 +31,8 @@ class Record:
     artifacts: list[Artifact]
     evaluations: list[Evaluation]
     samples: list[Sample]
+    win_rate: WinRate  # by people who rated the samples
+    adapters: list[str]  # the versions that its adapter is: support-bot/3
     events: list[Event]
 
     @property
@@ -46,6 +51,8 @@ class Record:
             "artifacts": _dump(self.artifacts),
             "evaluations": _dump(self.evaluations),
             "samples": _dump(self.samples),
+            "win_rate": self.win_rate.as_json(),
+            "adapters": self.adapters,
             "events": _dump(self.events),
         }
 
@@ -86,6 +93,8 @@ def read(text: str) -> Record:
             artifacts=[Artifact.model_validate(a) for a in products.artifacts_of(session, job_id)],
             evaluations=_evaluations(job, products.evaluations_of(session, job_id)),
             samples=[Sample.model_validate(s) for s in products.samples_of(session, job_id)],
+            win_rate=win_rate_of(session, job_id),
+            adapters=references_of(session, job_id),
             events=[
                 Event.model_validate(e) for e in history.events_of(session, job_id, limit=_EVENTS)
             ],

@@ -8,6 +8,7 @@ from models.queries import attempts, products
 from models.queries.adapter_versions import artifact_of
 from models.session import transaction
 from models.states import Outcome, Stage
+from models.tables import Job
 from tests import records
 
 BASE = {"loss": 4.0, "perplexity": 54.6, "exact_match": 0.1, "bleu": 2.0, "rouge_l": 0.1}
@@ -32,7 +33,7 @@ def evaluated(
     job_id = _completed(tenant, adapter=True, evaluation=evaluation, answers=answers, fields=fields)
     if held_out is not None:
         with transaction() as session:
-            job = session.get_one(records.Job, job_id)
+            job = session.get_one(Job, job_id)
             job.verdict = (job.verdict or {}) | {"held_out_digest": held_out}
     return job_id
 
@@ -63,10 +64,10 @@ def _completed(
             assert artifact_of(session, job_id) is not None
         for subject, found in (("base", BASE), ("tuned", evaluation)):
             if evaluation is not None and found is not None:
+                figures: dict[str, Any] = {"token_accuracy": 0.5, "seconds": 1.0, **found}
                 products.record_evaluation(
-                    session, *who, subject=subject, rows=10, generated_rows=10,
-                    token_accuracy=0.5, seconds=1.0, **found,
-                )  # fmt: skip
+                    session, *who, subject=subject, rows=10, generated_rows=10, **figures
+                )
         products.record_samples(
             session,
             *who,

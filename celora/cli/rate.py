@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
 import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,7 +32,11 @@ _KEYS = {
     "t": "tie",
     "s": "skip",
     "q": "quit",
+    "\x04": "quit",
+    "": "quit",  # the end of a file, or of the terminal
 }
+_ESCAPE = b"\x1b"
+_ARROW_BYTES = 3
 _ASKED = "better: [l]eft, [r]ight, [t]ie, [s]kip, [q]uit? "
 
 
@@ -52,7 +62,7 @@ def rate(
     """
     from celora.client import current_user, get
     from celora.registry import win_rate
-    from models.queries.ratings import unrated
+    from models.queries.ratings import record_rating, unrated
     from models.session import transaction
 
     job_id, person = get(job).id, user or current_user()
@@ -64,17 +74,31 @@ def rate(
     shuffle = random.SystemRandom()
     shuffle.shuffle(left)
     to = console()
-    for place, pair in enumerate(left, start=total - len(left) + 1):
-        to.print(f"\n[b]{place} of {total}[/b]")
-        if not _rate_one(to, pair, person, tuned_left=shuffle.random() < 0.5, expected=expected):  # noqa: PLR2004 (a coin)
-            print(f"\n{total - place + 1} are left; `celora rate {job_id}` goes on.")
-            return
+    with _keys() as read:
+        for place, pair in enumerate(left, start=total - len(left) + 1):
+            to.print(f"\n[b]{place} of {total}[/b]")
+            tuned_left = shuffle.choice([True, False])
+            preferred = _preferred(to, pair, read, tuned_left=tuned_left, expected=expected)
+            if preferred is None:
+                print(f"\n{total - place + 1} are left; `celora rate {job_id}` goes on.")
+                return
+            with transaction() as session:
+                record_rating(
+                    session,
+                    job_id,
+                    pair.position,
+                    person=person,
+                    preferred=preferred,
+                    tuned_left=tuned_left,
+                )
     print(f"\n{person} has rated all {total} pairs. The tuned model's win rate over its base:")
     print(win_rate(job_id))
 
 
-def _rate_one(to: Console, pair: Sample, person: str, *, tuned_left: bool, expected: bool) -> bool:
-    """Show one pair, ask, and keep the answer; False: quit."""
+def _preferred(
+    to: Console, pair: Sample, read: Callable[[], str], *, tuned_left: bool, expected: bool
+) -> str | None:
+    """Show one pair and ask: tuned, base, tie or skip; none: quit."""
     base, tuned = _plain(pair.base_answer), _plain(pair.tuned_answer)
     shown = [("prompt", _plain(pair.prompt))]
     to.print(facts([*shown, ("expected", _plain(pair.expected))] if expected else shown))
@@ -82,51 +106,47 @@ def _rate_one(to: Console, pair: Sample, person: str, *, tuned_left: bool, expec
     if base == tuned:
         to.print(facts([("both", tuned)]))
         print("The same answer: a tie.")
-        preferred = "tie"
-    else:
-        to.print(table(["left", "right"], [(tuned, base) if tuned_left else (base, tuned)]))
-        side = _asked()
-        if side == "quit":
-            return False
-        preferred = {
-            "left": "tuned" if tuned_left else "base",
-            "right": "base" if tuned_left else "tuned",
-        }.get(side, side)
-    from models.queries.ratings import record_rating
-    from models.session import transaction
-
-    with transaction() as session:
-        record_rating(
-            session,
-            pair.job_id,
-            pair.position,
-            person=person,
-            preferred=preferred,
-            tuned_left=tuned_left,
-        )
-    return True
+        return "tie"
+    left, right = ("tuned", "base") if tuned_left else ("base", "tuned")
+    to.print(table(["left", "right"], [(tuned, base) if tuned_left else (base, tuned)]))
+    side = _asked(read)
+    return {"left": left, "right": right, "quit": None}.get(side, side)
 
 
-def _asked() -> str:
+def _asked(read: Callable[[], str]) -> str:
     """left, right, tie, skip or quit: asked until it is one of these."""
     while True:
         print(_ASKED, end="", flush=True)
-        key = _key()
+        key = read()
         meant = _KEYS.get(key) or _KEYS.get(key[:1].lower())
         print(meant or "?")
         if meant is not None:
             return meant
 
 
-def _key() -> str:
-    """A key, or where no terminal is, a line; at the end of either, the key to quit."""
+@contextmanager
+def _keys() -> Iterator[Callable[[], str]]:
+    """How to read a key: of a terminal at once and without echo, of anything else a line."""
     if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.strip() if line else "q"
+        yield lambda: sys.stdin.readline().replace("\n", " ")  # "": the end, and no empty line
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    tty.setcbreak(terminal, termios.TCSADRAIN)  # for the whole session: a key typed early counts
     try:
-        return str(typer.getchar())
-    except EOFError:
-        return "q"
+        yield lambda: _key(terminal)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _key(terminal: int) -> str:
+    """An arrow is three bytes, which come together; a lone escape is only itself."""
+    key = os.read(terminal, 1)
+    while (
+        key[:1] == _ESCAPE and len(key) < _ARROW_BYTES and select.select([terminal], [], [], 0.1)[0]
+    ):
+        key += os.read(terminal, 1)
+    return key.decode(errors="replace")
 
 
 def _plain(text: str | None) -> str:

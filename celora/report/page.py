@@ -12,6 +12,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from celora.cli.output import duration, size
+from celora.data_words import histogram_facts, quality_facts, quality_warnings
 from celora.report.charts import charts_of, svg
 from celora.report.facts import Run, spec_differences
 from celora.times import epochs_in_words, stages_in_words
@@ -27,6 +28,7 @@ _METRICS = (
     ("reward margin", "reward_margin", "{:.4f}"),
     ("reward accuracy", "reward_accuracy", "{:.1%}"),
 )
+_SAMPLES = 10  # more are kept for `celora rate`
 
 
 def html(runs: list[Run]) -> str:
@@ -46,7 +48,7 @@ def html(runs: list[Run]) -> str:
         if len(runs) > 1
         else [],
         metrics=list(_metric_rows(runs)),
-        samples=first.samples if len(runs) == 1 else [],
+        samples=first.samples[:_SAMPLES] if len(runs) == 1 else [],
         events=first.events if len(runs) == 1 else [],
         spec=json.dumps(first.job.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
         if len(runs) == 1
@@ -60,7 +62,10 @@ def _run(run: Run) -> dict[str, Any]:
         "label": run.label,
         "facts": list(_facts(run)),
         "data": list(_data(verdict)),
-        "warnings": verdict.get("warnings", []),
+        "warnings": [
+            *verdict.get("warnings", []),
+            *quality_warnings(verdict.get("quality") or {}),
+        ],
         "versions": sorted((job.result or {}).get("versions", {}).items()),
         "error": job.error,
     }
@@ -92,6 +97,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "seed", str(job.spec.seed)
     yield "data digest", job.data_digest or "not prepared"
     yield "adapter", job.adapter_url or "none"
+    if run.record.adapters:
+        yield "registered as", ", ".join(run.record.adapters)
     yield "submitted", _moment(job.created_at)
     yield "finished", _moment(job.finished_at)
     attempts = [a for a in run.record.attempts if a.gpu_id is not None]
@@ -117,6 +124,9 @@ def _data(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"dropped: {why.replace('_', ' ')}", _shown(count)
     if lengths := verdict.get("lengths"):
         yield "tokens a row", ", ".join(f"{name} {count:,}" for name, count in lengths.items())
+        yield from histogram_facts(verdict.get("length_histogram") or [])
+    if quality := verdict.get("quality"):
+        yield from quality_facts(quality)
 
 
 def _metric_rows(runs: list[Run]) -> Iterator[tuple[str, list[str]]]:
@@ -129,6 +139,9 @@ def _metric_rows(runs: list[Run]) -> Iterator[tuple[str, list[str]]]:
         values = [None if column is None else getattr(column, name) for column in columns]
         if any(value is not None for value in values):
             yield words, ["" if value is None else form.format(value) for value in values]
+    rated = [run.record.win_rate for run in runs]
+    if any(one.ratings for one in rated):
+        yield "win rate, by people", ["", *(str(one) if one.ratings else "" for one in rated)]
 
 
 def _moment(moment: datetime | None) -> str:

@@ -25,7 +25,7 @@ from models.spec import JobSpec, parse_spec
 
 __all__ = ["evaluate", "held_out_loss"]
 
-_SAMPLES = 10
+_SAMPLES = 50  # people rate them: with ten a win rate could be anything
 
 
 def evaluate(

@@ -30,12 +30,31 @@ def upgrade() -> None:
         "CREATE TRIGGER adapters_keep BEFORE UPDATE ON adapters"
         " FOR EACH ROW EXECUTE FUNCTION adapters_keep()"
     )
+    _view("evaluations", EVALUATIONS.format(more=_MORE, tally=_TALLY), WIN_RATE_COMMENTS)
+    _view("adapters", ADAPTERS, ADAPTER_COMMENTS)
+    op.execute(
+        "COMMENT ON VIEW admin.adapters IS"
+        " 'Adapters under a name, one version a row; those that were deleted are left out.'"
+    )
 
 
 def downgrade() -> None:
+    op.execute("DROP VIEW admin.adapters")
+    # Columns cannot be taken from a view: it is made anew, with its comments and for its readers.
+    op.execute(_REMEMBER)
+    op.execute("DROP VIEW admin.evaluations")
+    _view("evaluations", EVALUATIONS.format(more="", tally=""), {})
+    op.execute(_PUT_BACK)
     for table in reversed(TABLES):
         op.drop_table(table)
     op.execute("DROP FUNCTION adapters_keep()")
+
+
+def _view(name: str, body: str, comments: dict[str, str]) -> None:
+    op.execute(f"CREATE OR REPLACE VIEW admin.{name} AS {body}")
+    for column, comment in comments.items():
+        quoted = comment.replace("'", "''")
+        op.execute(f"COMMENT ON COLUMN admin.{name}.{column} IS '{quoted}'")
 
 
 # A version is what it was made as: all that may change is that it is deleted, once.
@@ -213,3 +232,120 @@ def _ratings() -> None:
         ),
         sa.PrimaryKeyConstraint("job_id", "position", "person", name="pk_ratings"),
     )
+
+
+# As in 0004, with room for more columns at the end.
+EVALUATIONS = """
+    SELECT jobs.id AS job, jobs.name, tenants.name AS tenant, jobs.base_model, jobs.method,
+           jobs.data_digest, tuned.rows, base.loss AS base_loss, tuned.loss AS tuned_loss,
+           base.perplexity AS base_perplexity, tuned.perplexity AS tuned_perplexity,
+           base.token_accuracy AS base_token_accuracy,
+           tuned.token_accuracy AS tuned_token_accuracy,
+           base.exact_match AS base_exact_match, tuned.exact_match AS tuned_exact_match,
+           base.bleu AS base_bleu, tuned.bleu AS tuned_bleu,
+           base.rouge_l AS base_rouge_l, tuned.rouge_l AS tuned_rouge_l,
+           coalesce(lowest.job_id = jobs.id, false) AS best, tuned.created_at AS evaluated_at
+           {more}
+    FROM evaluations AS tuned
+    JOIN jobs ON jobs.id = tuned.job_id
+    JOIN tenants ON tenants.id = jobs.tenant_id
+    LEFT JOIN evaluations AS base ON base.job_id = tuned.job_id AND base.subject = 'base'
+    LEFT JOIN best_evaluations AS lowest ON lowest.base_model = jobs.base_model
+                                        AND lowest.data_digest = jobs.data_digest
+    {tally}
+    WHERE tuned.subject = 'tuned'
+"""
+
+# The formula of models/win_rate.py: Wilson's score interval, z = 1.959963984540054.
+_MORE = """,
+           coalesce(rated.ratings, 0) AS ratings, rated.rate AS win_rate,
+           greatest(0, rated.centre - rated.half) AS win_rate_low,
+           least(1, rated.centre + rated.half) AS win_rate_high
+"""
+_TALLY = """
+    LEFT JOIN (
+        SELECT job_id, ratings, rate,
+               (rate + 3.8414588206941245 / (2 * ratings)) / (1 + 3.8414588206941245 / ratings)
+                   AS centre,
+               1.959963984540054 / (1 + 3.8414588206941245 / ratings)
+                   * sqrt(rate * (1 - rate) / ratings
+                          + 3.8414588206941245 / (4 * ratings::float8 * ratings)) AS half
+        FROM (
+            SELECT job_id, count(*) AS ratings,
+                   (count(*) FILTER (WHERE preferred = 'tuned')
+                    + count(*) FILTER (WHERE preferred = 'tie') / 2.0)::float8 / count(*) AS rate
+            FROM ratings WHERE preferred <> 'skip' GROUP BY job_id
+        ) AS counted
+    ) AS rated ON rated.job_id = tuned.job_id
+"""
+WIN_RATE_COMMENTS = {
+    "ratings": "Pairs of answers that people have rated, blind; those skipped are left out.",
+    "win_rate": "Part of them, 0 to 1, for the tuned model; a tie is half. NULL: not rated.",
+    "win_rate_low": "Lower end of its 95 % confidence interval (Wilson).",
+    "win_rate_high": "Upper end of its 95 % confidence interval (Wilson).",
+}
+
+ADAPTERS = """
+    SELECT tenants.name AS tenant, adapter_names.name, adapters.version,
+           ARRAY(SELECT alias FROM adapter_aliases
+                 WHERE adapter_aliases.adapter_id = adapters.id ORDER BY alias) AS aliases,
+           adapters.job_id AS job, adapters.base_model, adapters.base_revision, adapters.method,
+           adapters.rank, adapters.seed, adapters.data_digest,
+           adapters.code_versions ->> 'celora' AS celora_version, adapters.url,
+           adapters.size_bytes, adapters.digest, adapters.registered_by, adapters.registered_at
+    FROM adapters
+    JOIN adapter_names ON adapter_names.id = adapters.name_id
+    JOIN tenants ON tenants.id = adapter_names.tenant_id
+    WHERE adapters.deleted_at IS NULL
+"""
+ADAPTER_COMMENTS = {
+    "tenant": "Tenant that the name belongs to.",
+    "name": "Name of the line of adapters.",
+    "version": "Number of the version, from 1.",
+    "aliases": "Aliases that point at it now.",
+    "job": "Id of the job that trained it.",
+    "base_model": "Base model that it belongs to.",
+    "base_revision": "Commit on the hub, or digest of the folder, of the base model.",
+    "method": "lora, qlora or full.",
+    "rank": "LoRA rank. NULL for method full.",
+    "seed": "Seed that it was trained with.",
+    "data_digest": "Digest of the prepared data that it was trained on.",
+    "celora_version": "Version of Celora that trained it.",
+    "url": "Where its files lie.",
+    "size_bytes": "Size of its files.",
+    "digest": "sha256 of its weights files.",
+    "registered_by": "Who gave it its name.",
+    "registered_at": "When it got its name.",
+}
+
+# Who may read the view, and what its columns mean, across a making anew.
+_REMEMBER = """
+    CREATE TEMPORARY TABLE evaluations_remembered ON COMMIT DROP AS
+    SELECT NULL::name AS column_name, obj_description(oid) AS comment, NULL::text AS reader
+    FROM pg_class WHERE oid = 'admin.evaluations'::regclass
+    UNION ALL
+    SELECT attname, col_description(attrelid, attnum), NULL FROM pg_attribute
+    WHERE attrelid = 'admin.evaluations'::regclass AND attnum > 0
+    UNION ALL
+    SELECT NULL, NULL, grantee FROM information_schema.role_table_grants
+    WHERE table_schema = 'admin' AND table_name = 'evaluations' AND privilege_type = 'SELECT'
+      AND grantee <> current_user
+"""
+_PUT_BACK = """
+    DO $$
+    DECLARE kept record;
+    BEGIN
+        FOR kept IN SELECT * FROM evaluations_remembered LOOP
+            IF kept.reader IS NOT NULL THEN
+                EXECUTE format('GRANT SELECT ON admin.evaluations TO %I', kept.reader);
+            ELSIF kept.column_name IS NULL THEN
+                EXECUTE format('COMMENT ON VIEW admin.evaluations IS %L', kept.comment);
+            ELSIF EXISTS (SELECT FROM pg_attribute
+                          WHERE attrelid = 'admin.evaluations'::regclass
+                            AND attname = kept.column_name) THEN
+                EXECUTE format('COMMENT ON COLUMN admin.evaluations.%I IS %L',
+                               kept.column_name, kept.comment);
+            END IF;
+        END LOOP;
+    END $$
+"""

@@ -32,6 +32,7 @@ VIEWS = {
     "failures",
     "training_curves",
     "evaluations",
+    "adapters",
     "job_times",
     "gpu_samples",
 }
