@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 
 _uploads = CapacityLimiter(4)  # files that are looked at and stored at once; others wait
 _LONGEST_NAME = 255
+_COLUMN = re.compile(r"columns\[(\w{1,64})\]")
 FileId = Annotated[str, Path(max_length=64, description="As it was answered: `file-…`.")]
 
 
@@ -92,6 +94,12 @@ _UPLOAD_FORM: dict[str, Any] = {
                             "description": "JSON Lines, one row a line, not compressed.",
                         },
                         "purpose": {"type": "string", "enum": ["fine-tune"]},
+                        "columns": {
+                            "type": "object",
+                            "additionalProperties": {"type": "string"},
+                            "description": "For rows of no usual shape: `columns[prompt]=question`,"
+                            " as the job's own `columns`.",
+                        },
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {
                             "type": "integer",
@@ -111,7 +119,7 @@ async def create_file(request: Request, caller: Submitter) -> File:
     """Upload training data. Its rows are looked at first: a bad one is answered with its line."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "send the file as multipart/form-data", code="invalid_form")
-    async with request.form(max_files=1, max_fields=8, max_part_size=4096) as form:
+    async with request.form(max_files=1, max_fields=16, max_part_size=4096) as form:
         stored = await _keep(form, caller)
     return File.of(stored)
 
@@ -209,8 +217,15 @@ async def _keep(form: FormData, caller: Caller) -> StoredFile:
         filename=_plain_name(file.filename),
         purpose="fine-tune",
         lives_seconds=_lives(form),
+        columns=_columns(form),
     )
     return await run_sync(keep, limiter=_uploads)
+
+
+def _columns(form: FormData) -> dict[str, str]:
+    """`columns[prompt]=question`: which columns play which part, as the job will say as well."""
+    found = ((_COLUMN.fullmatch(name), value) for name, value in form.multi_items())
+    return {name[1]: value for name, value in found if name and isinstance(value, str)}
 
 
 def _lives(form: FormData) -> int | None:
