@@ -45,10 +45,10 @@ def legend(held_out: Losses) -> Text:
     """In the colours of the curves; with the newest held-out loss."""
     from rich.text import Text
 
-    text = Text.assemble(("── ", "bright_blue"), ("training loss", "dim"))
+    text = Text.assemble(("── ", "bright_blue"), ("training", "dim"))
     if held_out:
         newest = held_out[max(held_out)]
-        text.append("   ── ", "bright_green").append("held-out loss ", "dim").append(
+        text.append("   ── ", "bright_green").append("held out ", "dim").append(
             f"{newest:.4f}"
         )
     return text

@@ -139,7 +139,7 @@ def test_with_rows_to_spare_the_losses_are_drawn(width: int) -> None:
     assert {len(line) for line in lines} == {width}
     assert len(lines) == 2 + 2 + 3 + 14 + 2  # border, stages, numbers, chart, its legend
     text = "\n".join(lines)
-    assert "held-out loss 1.5" in text
+    assert "held out 1.5000" in text
     assert "100" in lines[-4]  # the newest step, at the end of the axis
     assert "┤" in text
     assert any("⠀" < letter <= "⣿" for letter in text)  # braille: the curves
