@@ -30,6 +30,10 @@ def grant_reader(session: Session, role: str) -> bool:
             session.execute(text(f'CREATE ROLE "{role}" NOLOGIN'))
         session.execute(text(f'GRANT USAGE ON SCHEMA admin TO "{role}"'))
         session.execute(text(f'GRANT SELECT ON ALL TABLES IN SCHEMA admin TO "{role}"'))
+        # Views that a later version adds.
+        session.execute(
+            text(f'ALTER DEFAULT PRIVILEGES IN SCHEMA admin GRANT SELECT ON TABLES TO "{role}"')
+        )
     except ProgrammingError as error:
         raise SetupError(
             f"the role could not be granted: {str(error.orig).partition(chr(10))[0]}",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.pool import NullPool
 
@@ -18,8 +18,8 @@ from models.queries.readers import grant_reader
 from models.session import transaction
 from models.states import Outcome, Stage
 from tests import records
+from tests.reader import reader as make_reader
 from tests.records import add_gpu, claimed, end, place, queued
-from tests.run_token import run_name
 
 pytestmark = pytest.mark.usefixtures("database", "_empty")
 
@@ -324,20 +324,17 @@ def test_evaluations_side_by_side_and_the_best_of_a_data_set() -> None:
 
 @pytest.fixture
 def reader(database: str) -> Iterator[str]:
-    """A role that may log in, and the address to do so; dropped after."""
-    role = run_name("reader")
+    with make_reader(database) as address:
+        yield address
+
+
+def test_a_view_that_an_upgrade_adds_is_seen_too(reader: str) -> None:
     with transaction() as session:
-        assert grant_reader(session, role)
-        assert not grant_reader(session, role)
-        session.execute(text(f"ALTER ROLE \"{role}\" LOGIN PASSWORD 'secret'"))
-    yield (
-        make_url(database)
-        .set(username=role, password="secret")
-        .render_as_string(hide_password=False)
-    )
+        session.execute(text("CREATE VIEW admin.later AS SELECT 1 AS one"))
+    with create_engine(reader, poolclass=NullPool).connect() as connection:
+        assert connection.scalar(text("SELECT one FROM admin.later")) == 1
     with transaction() as session:
-        session.execute(text(f'DROP OWNED BY "{role}"'))
-        session.execute(text(f'DROP ROLE "{role}"'))
+        session.execute(text("DROP VIEW admin.later"))
 
 
 def test_a_reader_sees_the_views_and_nothing_else(reader: str) -> None:
