@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
+from fastapi import FastAPI
 
 from celora.api.keys import create_key
 from celora.api.serve import config
@@ -25,10 +26,14 @@ class ApiServer:
 
 
 @contextmanager
-def serving() -> Iterator[ApiServer]:
-    """Serve with the settings that hold now."""
+def serving(change: Callable[[FastAPI], None] | None = None) -> Iterator[ApiServer]:
+    """Serve with the settings that hold now. `change` may add to the application."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(config("127.0.0.1", 0))
+        configuration = config("127.0.0.1", 0)
+        if change is not None:
+            assert isinstance(configuration.app, FastAPI)
+            change(configuration.app)
+        server = uvicorn.Server(configuration)
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
         )

@@ -39,6 +39,7 @@ def keep_file(
     filename: str,
     purpose: Purpose,
     lives_seconds: int | None = None,
+    columns: dict[str, str] | None = None,
 ) -> StoredFile:
     """Write a file to the store and put it on record; training data is looked at first.
 
@@ -53,7 +54,7 @@ def keep_file(
         size_bytes, digest = _write(content, folder / _NAME)
         if purpose == "fine-tune":
             _require_room(tenant_id, user, size_bytes)
-            require_rows(folder / _NAME)
+            require_rows(folder / _NAME, columns or {})
         store.place(folder, url)
     except OSError as error:
         raise store.refused("write", error, url) from error

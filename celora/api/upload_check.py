@@ -16,10 +16,11 @@ _SMALL_BYTES = 2 * 1024**2
 _MENDING = "mend the lines and upload the file again"
 
 
-def require_rows(path: Path) -> None:
+def require_rows(path: Path, columns: dict[str, str]) -> None:
     """Raise DataError, with lines, for a file that cannot be trained on. It has to be JSON Lines.
 
-    Nothing is unpacked: a compressed file is refused like any other that is no text.
+    `columns` as in JobSpec, for rows of no usual shape. Nothing is unpacked: a compressed file is
+    refused like any other that is no text.
     """
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -27,23 +28,25 @@ def require_rows(path: Path) -> None:
         what = "the file is empty" if not start else "the file is not JSON Lines"
         raise DataError(what, remedy="upload rows of JSON, one object a line, not compressed")
     if path.stat().st_size <= _SMALL_BYTES:
-        found = problems_of(str(path))
+        found = problems_of(str(path), columns)
     else:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found = pool.submit(problems_of, str(path)).result()
+            found = pool.submit(problems_of, str(path), columns).result()
     if found is not None:
         what, listed, count = found
         raise DataError(what, remedy=_MENDING, problems=listed, problem_count=count)
 
 
-def problems_of(path: str) -> tuple[str, tuple[RowProblem, ...], int] | None:
+def problems_of(
+    path: str, columns: dict[str, str]
+) -> tuple[str, tuple[RowProblem, ...], int] | None:
     """What is wrong, the rows listed and how many there are; none when all is well."""
     from training_data.access import Access, reading_as
     from training_data.validate import validate
 
     with reading_as(Access(files_url=str(Path(path).parent))):
         try:
-            report = validate(path)
+            report = validate(path, columns=columns)
         except InputError as error:  # of the file as a whole; where it lies is nobody's business
-            return error.what, (), 0
+            return "; ".join(filter(None, (error.what, error.remedy))), (), 0
     return None if report.error is None else (report.error, report.problems, report.problem_count)

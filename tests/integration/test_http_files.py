@@ -173,6 +173,14 @@ def test_a_deleted_file_is_gone_from_the_store(client: OpenAI) -> None:
         client.files.delete(file.id)
 
 
+def test_rows_of_no_usual_shape_come_with_their_columns(client: OpenAI) -> None:
+    content = b'{"q": "What is 2 + 2?", "a": "4"}\n{"q": "What is 3 + 3?", "a": "6"}'
+    with pytest.raises(openai.BadRequestError, match="no known shape"):
+        upload(client, content)
+    named = {"columns": {"prompt": "q", "completion": "a"}}
+    assert upload(client, content, extra_body=named).bytes == len(content)
+
+
 def test_an_end_of_its_own(client: OpenAI) -> None:
     file = upload(client, rows(), expires_after={"anchor": "created_at", "seconds": 3600})
     assert file.expires_at == file.created_at + 3600
