@@ -131,7 +131,7 @@ def remove(name: _Name, tenant: _Tenant = "default") -> None:
     from celora import notify as api
 
     dropped = api.remove_target(name, tenant=tenant)
-    print(f"{name} is removed; {dropped} messages are not sent any more.")
+    print(f"{name} is removed; messages that are not sent any more: {dropped}.")
 
 
 @notify.command("test")
