@@ -205,7 +205,9 @@ def stack(
         finally:
             if request.session.testsfailed > failed_before:
                 _print_uncaptured(request.config, stack.logs())
-            stack.close()
+            # That processes leave cleanly is held by tests of its own; here it would take a
+            # dozen seconds a module.
+            stack.close(seconds=0)
 
 
 def _print_uncaptured(config: pytest.Config, text: str) -> None:

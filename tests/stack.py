@@ -130,14 +130,16 @@ class Stack:
         running.process.kill()
         running.process.wait()
 
-    def close(self) -> None:
-        """End whatever still runs, the last started first. Never fails: a test has had its say."""
-        for running in reversed(self.running):
-            family = _family(running.pid)
+    def close(self, *, seconds: float = STOP_SECONDS) -> None:
+        """End whatever still runs: asked all at once, and killed after `seconds`.
+
+        Never fails: a test has had its say.
+        """
+        families = [_family(running.pid) for running in self.running]
+        for running in self.running if seconds else ():
             running.process.terminate()
-            _, left = psutil.wait_procs(family[-1:], timeout=STOP_SECONDS)
-            if left:
-                print(f"{running.name} had to be killed")
+        psutil.wait_procs([family[-1] for family in families if family], timeout=seconds)
+        for running, family in zip(self.running, families, strict=True):
             _kill(family)
             running.process.wait()
         self.running.clear()

@@ -15,6 +15,7 @@ import pytest
 
 import celora
 from celora.views import Job
+from models.errors import GateError
 from models.queries.gpus import list_gpus
 from models.queries.jobs import find_by_key
 from models.session import transaction
@@ -79,7 +80,8 @@ def finish(stack: Stack, job_id: str, *, seconds: float = 180) -> Job:
 
 @pytest.fixture(scope="module")
 def lora(running: Stack, fields: dict[str, Any]) -> Job:
-    return finish(running, celora.submit(**fields, method="lora", name="lora on gsm8k").id)
+    named: dict[str, Any] = {"name": "lora on gsm8k", "adapter_name": "gsm8k"}
+    return finish(running, celora.submit(**fields, **named, method="lora").id)
 
 
 def test_a_lora_job_completes(lora: Job) -> None:
@@ -91,6 +93,34 @@ def test_a_lora_job_completes(lora: Job) -> None:
     kinds = [event.kind for event in celora.events(lora)]
     assert kinds[0] == "submitted"
     assert kinds[-1] == "completed"
+
+
+def test_its_adapter_is_a_version_with_all_it_was_made_from(lora: Job) -> None:
+    (made,) = celora.adapters(name="gsm8k")
+    assert (made.reference, made.job_id, made.url) == ("gsm8k/1", lora.id, lora.adapter_url)
+    assert (made.data_digest, made.base_revision) == (lora.data_digest, lora.base_revision)
+    assert (made.seed, made.rank, made.kind) == (lora.spec.seed, lora.spec.rank, "adapter")
+    assert made.digest is not None
+    assert {"celora", "torch", "peft"} <= set(made.code_versions)
+    assert set(made.evaluation) == {"base", "tuned"}
+    assert made.registered_by == lora.user
+
+
+@pytest.mark.slow
+def test_a_bad_adapter_is_refused_by_a_gate(
+    running: Stack, lora: Job, fields: dict[str, Any]
+) -> None:
+    """A learning rate of 1 ruins the model; its answers are no better than nothing."""
+    named: dict[str, Any] = {"adapter_name": "gsm8k", "learning_rate": 1.0}
+    bad = finish(running, celora.submit(**fields, **named, method="lora").id)
+    assert bad.state == "completed", bad.error
+    for against in ("base", "holder"):
+        running.run("adapters", "gate", "gsm8k", "production", "loss", "--against", against)
+    assert "✓ loss" in running.run("adapters", "alias", "gsm8k", "production", "1").stdout
+    refused = running.run("adapters", "alias", "gsm8k", "production", "2", check=False)
+    assert refused.returncode == GateError.exit_code
+    assert "stays at version 1: loss on held-out rows" in refused.stderr
+    assert celora.adapter("gsm8k@production").job_id == lora.id
 
 
 def test_the_verdict_tells_what_the_data_was(lora: Job) -> None:

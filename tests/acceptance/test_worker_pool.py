@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from celery import Celery
 
 from models.queries import history, jobs, products
 from models.session import transaction
 from models.states import StopReason
 from models.tables import Counter
+from tests.foreign_app import foreign_app
 from tests.scripted_jobs import (
     FAST,
     at_step,
@@ -122,38 +122,35 @@ def test_terminate_over_the_broker_cancels_the_job(pool: Stack, broker: str) -> 
     job_id = submit("steps=100000&step_seconds=0.01")
     attempt = at_step(pool, job_id, 5)
     trainer = trainer_of(attempt)
-    client = Celery(broker=broker)
-    worker = gpu_of(attempt).worker
-    active = client.control.inspect([worker], timeout=5).active()
-    (task,) = active[worker]
-    client.control.revoke(task["id"], terminate=True)
+    with foreign_app(broker) as client:
+        worker = gpu_of(attempt).worker
+        active = client.control.inspect([worker], timeout=5).active()
+        (task,) = active[worker]
+        client.control.revoke(task["id"], terminate=True)
     in_state(pool, job_id, "cancelled", seconds=15)
     assert is_gone(trainer)
     assert outcomes(job_id) == ["lost"]
     wait_for(pool, "both slots are free", lambda: words() == ["free", "free"], 30)
-    client.close()
 
 
 def test_unknown_messages_are_counted(pool: Stack, broker: str) -> None:
-    client = Celery(broker=broker)
-    client.send_task("somebody.elses", queue="celora.cpu")
+    with foreign_app(broker) as client:
+        client.send_task("somebody.elses", queue="celora.cpu")
 
     def counted() -> bool:
         with transaction() as session:
             return session.get(Counter, "unknown_tasks") is not None
 
     wait_for(pool, "it was counted", counted, 15)
-    client.close()
 
 
 def test_submit_over_the_broker(pool: Stack, broker: str) -> None:
-    client = Celery(broker=broker, backend="rpc://")
     spec = {"base_model": "scripted:?steps=3", "dataset": "none"}
-    result = client.send_task("celora.submit", [spec])
-    job_id = result.get(timeout=20)
-    assert job(job_id).idempotency_key == result.id
-    in_state(pool, job_id, "completed")
-    wrong = client.send_task("celora.submit", [spec | {"rank": 0}], {"tenant": "default"})
-    with pytest.raises(ValueError, match="rank"):
-        wrong.get(timeout=20)
-    client.close()
+    with foreign_app(broker, backend="rpc://") as client:
+        result = client.send_task("celora.submit", [spec])
+        job_id = result.get(timeout=20)
+        assert job(job_id).idempotency_key == result.id
+        in_state(pool, job_id, "completed")
+        wrong = client.send_task("celora.submit", [spec | {"rank": 0}], {"tenant": "default"})
+        with pytest.raises(ValueError, match="rank"):
+            wrong.get(timeout=20)

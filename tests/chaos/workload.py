@@ -225,6 +225,7 @@ class Workload:
         self.act()
 
     def close(self) -> None:
+        self._client.pool.force_close_all()
         self._client.close()
 
 

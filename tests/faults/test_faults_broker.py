@@ -12,7 +12,6 @@ import kombu
 import psutil
 import pytest
 from amqp.exceptions import PreconditionFailed
-from celery import Celery
 
 from gpu_worker.session import DROPPED_TICKETS
 from models.errors import SetupError
@@ -23,6 +22,7 @@ from models.tables import Counter
 from tests.conftest import unavailable
 from tests.environment import variables
 from tests.faults.conftest import Observe
+from tests.foreign_app import foreign_app
 from tests.own_rabbitmq import Running, own_server
 from tests.scripted_jobs import (
     FAST,
@@ -116,9 +116,8 @@ def test_a_job_outlasts_the_delivery_time_out_and_runs_once(
     job_id = submit("steps=120&step_seconds=0.05&checkpoint_every=50")
     attempt = at_step(pool, job_id, 5)
     before = dropped()
-    client = Celery(broker=broker)
-    client.send_task("celora.train", [job_id, attempt.fence], queue=gpu_of(attempt).queue)
-    client.close()
+    with foreign_app(broker) as client:
+        client.send_task("celora.train", [job_id, attempt.fence], queue=gpu_of(attempt).queue)
     in_state(pool, job_id, "completed", seconds=40)
     assert "elivery acknowledgement" in server.log_path.read_text()  # it gave up on somebody
     assert outcomes(job_id) == ["completed"]

@@ -22,6 +22,7 @@ from models.spec import JobSpec
 from models.states import StopReason
 from models.tables import Attempt, Counter, Job
 from tests.faults.conftest import Observe
+from tests.foreign_app import foreign_app
 from tests.postgres_server import free_port
 from tests.scripted_jobs import (
     at_step,
@@ -42,9 +43,8 @@ pytestmark = pytest.mark.broker
 
 @pytest.fixture(scope="module")
 def client(broker: str) -> Iterator[Celery]:
-    client = Celery(broker=broker)
-    yield client
-    client.close()
+    with foreign_app(broker) as client:
+        yield client
 
 
 REPUBLISHED_WITHIN = 60.0  # seconds, as promised; here the waits are compressed

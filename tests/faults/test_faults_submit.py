@@ -17,6 +17,7 @@ from models.session import transaction
 from models.tables import Job
 from tests import records
 from tests.faults.conftest import Observe
+from tests.foreign_app import foreign_app
 from tests.stack import Running, Stack
 
 pytestmark = pytest.mark.broker
@@ -28,9 +29,8 @@ LOCK = "LOCK TABLE events IN SHARE MODE"
 
 @pytest.fixture
 def client(broker: str) -> Iterator[Celery]:
-    client = Celery(broker=broker)
-    yield client
-    client.close()
+    with foreign_app(broker) as client:
+        yield client
 
 
 @pytest.fixture
