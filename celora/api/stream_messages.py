@@ -17,7 +17,7 @@ from models.queries.following import News, Place
 from models.tables import Job
 
 _PLACE = re.compile(
-    r"(\d{1,18})\.(\d{1,18})-(\d{1,15})\.(\d{1,9})\.(\d{1,18})\.([^\r\n\0]{0,200}?)(!end)?",
+    r"(\d{1,18})\.(\d{1,18})-(\d{1,16})\.(\d{1,9})\.(\d{1,18})\.([^\r\n\0]{0,200}?)(!end)?",
     re.ASCII,
 )
 _END = "!end"
