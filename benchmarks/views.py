@@ -29,6 +29,9 @@ QUESTIONS = {
     "failures, whole": "SELECT * FROM admin.failures",
     "training_curves, one job": "SELECT * FROM admin.training_curves WHERE job = 'job-17'",
     "evaluations, whole": "SELECT * FROM admin.evaluations",
+    "job_times, whole": "SELECT * FROM admin.job_times",
+    "gpu_samples, an hour": "SELECT * FROM admin.gpu_samples"
+    " WHERE sampled_at > now() - interval '1 hour'",
 }
 
 
@@ -74,14 +77,16 @@ _LOAD = (
     """
     INSERT INTO jobs (id, tenant_id, user_name, spec, base_model, method, priority, state, stage,
                       lane_id, queued_at, started_at, finished_at, step, total_steps, train_loss,
-                      gpu_seconds, cost, data_digest, error)
+                      gpu_seconds, cost, data_digest, error, epoch, train_seconds,
+                      evaluate_seconds, preprocess_seconds)
     SELECT 'job-' || n, lanes.tenant_id, 'ada',
            jsonb_build_object('method', 'lora', 'rank', 16, 'dataset', repeat('x', 400)),
            'org/base-' || n %% 10, 'lora', n %% 3, state, 'train', lanes.id,
            now() - make_interval(mins => n), began, began + interval '1 hour', 1000, 1000, 1.5,
            3600, 2.5, 'digest-' || n %% 500,
            CASE WHEN state = 'failed' THEN jsonb_build_object(
-               'code', 'code-' || n %% 12, 'where', 'step', 'message', 'what happened ' || n) END
+               'code', 'code-' || n %% 12, 'where', 'step', 'message', 'what happened ' || n) END,
+           3, 3500, 100, 10
     FROM generate_series(1, %(jobs)s) AS n
     JOIN (SELECT *, row_number() OVER (ORDER BY id) AS place FROM lanes) AS lanes
         ON lanes.place = n %% 20 + 1
