@@ -73,6 +73,11 @@ def epochs_in_words(times: Times) -> str:
     return f"{len(times.epochs)}, {_precise(mean)} each"
 
 
+def amount(cost: float) -> str:
+    """In the administrator's currency: cents of what is dear, two digits of what is cheap."""
+    return f"{cost:,.2f}" if cost >= 1 else f"{cost:.2g}"
+
+
 def _precise(seconds: float) -> str:
     return duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"  # noqa: PLR2004 (below, a tenth counts)
 

@@ -16,7 +16,7 @@ from celora.cli.output import (
     state_text,
     table,
 )
-from celora.times import epochs_in_words, stages_in_words
+from celora.times import amount, epochs_in_words, stages_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +116,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         loss = "" if job.train_loss is None else f", loss {job.train_loss:.4g}"
         found.append(("steps", f"{job.step} of {job.total_steps}{loss}"))
     if job.gpu_seconds:
-        cost = "" if job.cost is None else f", cost {job.cost:.2f}"
+        cost = "" if job.cost is None else f", cost {amount(job.cost)}"
         found.append(("device time", f"{duration(job.gpu_seconds)}{cost}"))
     if job.trained_tokens:
         found.append(("tokens", f"{job.trained_tokens:,}"))

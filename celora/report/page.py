@@ -15,7 +15,7 @@ from celora.cli.output import duration, size
 from celora.data_words import histogram_facts, quality_facts, quality_warnings
 from celora.report.charts import charts_of, svg
 from celora.report.facts import Run, spec_differences
-from celora.times import epochs_in_words, stages_in_words
+from celora.times import amount, epochs_in_words, stages_in_words
 
 _METRICS = (
     ("loss on held-out rows", "loss", "{:.4f}"),
@@ -85,7 +85,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{job.trained_tokens:,}"
     yield "GPU time", duration(job.gpu_seconds)
     if job.cost is not None:
-        yield "cost", f"{job.cost:.2f}"
+        yield "cost", amount(job.cost)
     if stages := stages_in_words(run.record.times):
         yield "stages", stages
     if epochs := epochs_in_words(run.record.times):

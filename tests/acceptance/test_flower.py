@@ -94,7 +94,6 @@ def test_one_worker_for_each_gpu(page: Page, address: str) -> None:
     page.goto(f"http://{address}/workers")
     for name in ("cpu@node1", "gpu0@node1", "gpu1@node1"):
         expect(page.locator("#workers-table")).to_contain_text(name)
-    picture(page, "flower-workers")
 
 
 def test_tasks_tell_whose_they_are_and_what_came_of_them(
@@ -132,6 +131,10 @@ def test_tasks_tell_whose_they_are_and_what_came_of_them(
     details = page.locator(".task-details-card")
     expect(details).to_contain_text("training_failed: the script fails here")
     expect(details).not_to_contain_text("File ")
+    picture(page, "flower-failure")
+    page.goto(f"http://{address}/workers")
+    expect(page.locator("#workers-table tr", has_text="cpu@node1")).to_contain_text("3")
+    picture(page, "flower-workers")
     pool.run("cancel", running)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celora.times import EpochTime, Times, epochs_in_words, stages_in_words, times_of
+from celora.times import EpochTime, Times, amount, epochs_in_words, stages_in_words, times_of
 from celora.views import Attempt, Event, Job, Metric
 from models.spec import JobSpec
 
@@ -121,3 +121,10 @@ def test_many_epochs_are_a_mean_and_without_figures_there_are_none() -> None:
     times = times_of(job(epoch=10.0, step=10), [], points, [], at(0))
     assert epochs_in_words(times) == "10, 30 s each"
     assert epochs_in_words(times_of(job(), [], [], [], at(0))) == ""
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"), [(0.0, "0"), (0.00416, "0.0042"), (0.5, "0.5"), (1234.567, "1,234.57")]
+)
+def test_what_a_job_cost(cost: float, words: str) -> None:
+    assert amount(cost) == words
