@@ -29,6 +29,7 @@ QUESTIONS = {
     "failures, whole": "SELECT * FROM admin.failures",
     "training_curves, one job": "SELECT * FROM admin.training_curves WHERE job = 'job-17'",
     "evaluations, whole": "SELECT * FROM admin.evaluations",
+    "adapters, whole": "SELECT * FROM admin.adapters",
     "job_times, whole": "SELECT * FROM admin.job_times",
     "gpu_samples, an hour": "SELECT * FROM admin.gpu_samples"
     " WHERE sampled_at > now() - interval '1 hour'",
@@ -113,6 +114,47 @@ _LOAD = (
                              token_accuracy, seconds)
     SELECT id, 1, subject, 100, 0, 1.5, 4.5, 0.5, 10
     FROM jobs, unnest(ARRAY['base', 'tuned']) AS subject WHERE state = 'completed'
+    """,
+    # One job in fifty has been rated: fifty pairs of answers, by two people.
+    """
+    INSERT INTO samples (job_id, position, prompt, expected, base_answer, tuned_answer)
+    SELECT id, position, 'asked', 'right', 'no idea', 'right'
+    FROM (SELECT id FROM jobs WHERE state = 'completed' ORDER BY id LIMIT %(jobs)s / 50) AS rated,
+         generate_series(0, 49) AS position
+    """,
+    """
+    INSERT INTO ratings (job_id, position, person, preferred, tuned_left)
+    SELECT job_id, position, person,
+           (ARRAY['tuned', 'tuned', 'base', 'tie', 'skip'])[1 + position %% 5], position %% 2 = 0
+    FROM samples, unnest(ARRAY['ada', 'grace']) AS person
+    """,
+    """
+    UPDATE evaluations SET preferred_tuned = 40, preferred_base = 20, preferred_tie = 20
+    WHERE subject = 'tuned' AND job_id IN (SELECT job_id FROM samples)
+    """,
+    # One completed job in ten has a version under a name, one version in ten an alias.
+    """
+    INSERT INTO artifacts (job_id, fence, kind, url, size_bytes)
+    SELECT id, 1, 'adapter', '/a', 1000 FROM jobs
+    WHERE state = 'completed' ORDER BY id LIMIT %(jobs)s / 10
+    """,
+    """
+    INSERT INTO adapter_names (tenant_id, name, versions)
+    SELECT id, 'bot-' || n, 0 FROM tenants, generate_series(1, 20) AS n
+    """,
+    """
+    INSERT INTO adapters (name_id, version, job_id, artifact_id, kind, url, size_bytes, base_model,
+                          method, seed, spec, code_versions, registered_by)
+    SELECT adapter_names.id, row_number() OVER (PARTITION BY adapter_names.id ORDER BY jobs.id),
+           jobs.id, artifacts.id, 'adapter', '/a', 1000, jobs.base_model, 'lora', 1, jobs.spec,
+           '{"celora": "0.1.0"}', 'ada'
+    FROM artifacts JOIN jobs ON jobs.id = artifacts.job_id
+    JOIN adapter_names ON adapter_names.tenant_id = jobs.tenant_id
+                      AND adapter_names.name = 'bot-' || 1 + artifacts.id %% 20
+    """,
+    """
+    INSERT INTO adapter_aliases (name_id, alias, adapter_id)
+    SELECT name_id, 'alias-' || version, id FROM adapters WHERE version %% 10 = 0
     """,
     """
     INSERT INTO best_evaluations

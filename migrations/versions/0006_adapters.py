@@ -19,12 +19,17 @@ TABLES = (
     "adapter_moves",
     "ratings",
 )
+PREFERRED = ("preferred_tuned", "preferred_base", "preferred_tie")  # of table evaluations
 
 
 def upgrade() -> None:
     _versions()
     _aliases()
     _ratings()
+    for column in PREFERRED:
+        op.add_column(
+            "evaluations", sa.Column(column, sa.Integer(), server_default="0", nullable=False)
+        )
     op.execute(_KEEP_AS_IT_IS)
     op.execute(
         "CREATE TRIGGER adapters_keep BEFORE UPDATE ON adapters"
@@ -45,6 +50,8 @@ def downgrade() -> None:
     op.execute("DROP VIEW admin.evaluations")
     _view("evaluations", EVALUATIONS.format(more="", tally=""), {})
     op.execute(_PUT_BACK)
+    for column in PREFERRED:
+        op.drop_column("evaluations", column)
     for table in reversed(TABLES):
         op.drop_table(table)
     op.execute("DROP FUNCTION adapters_keep()")
@@ -258,25 +265,24 @@ EVALUATIONS = """
 
 # The formula of models/win_rate.py: Wilson's score interval, z = 1.959963984540054.
 _MORE = """,
-           coalesce(rated.ratings, 0) AS ratings, rated.rate AS win_rate,
-           greatest(0, rated.centre - rated.half) AS win_rate_low,
-           least(1, rated.centre + rated.half) AS win_rate_high
+           counted.ratings, rated.rate AS win_rate,
+           greatest(0, around.centre - around.half) AS win_rate_low,
+           least(1, around.centre + around.half) AS win_rate_high
 """
 _TALLY = """
-    LEFT JOIN (
-        SELECT job_id, ratings, rate,
-               (rate + 3.8414588206941245 / (2 * ratings)) / (1 + 3.8414588206941245 / ratings)
-                   AS centre,
-               1.959963984540054 / (1 + 3.8414588206941245 / ratings)
-                   * sqrt(rate * (1 - rate) / ratings
-                          + 3.8414588206941245 / (4 * ratings::float8 * ratings)) AS half
-        FROM (
-            SELECT job_id, count(*) AS ratings,
-                   (count(*) FILTER (WHERE preferred = 'tuned')
-                    + count(*) FILTER (WHERE preferred = 'tie') / 2.0)::float8 / count(*) AS rate
-            FROM ratings WHERE preferred <> 'skip' GROUP BY job_id
-        ) AS counted
-    ) AS rated ON rated.job_id = tuned.job_id
+    CROSS JOIN LATERAL (
+        SELECT tuned.preferred_tuned + tuned.preferred_base + tuned.preferred_tie AS ratings
+    ) AS counted
+    CROSS JOIN LATERAL (
+        SELECT nullif(counted.ratings, 0)::float8 AS n,
+               (tuned.preferred_tuned + tuned.preferred_tie / 2.0::float8)
+                   / nullif(counted.ratings, 0) AS rate
+    ) AS rated
+    CROSS JOIN LATERAL (
+        SELECT (rate + 3.8414588206941245 / (2 * n)) / (1 + 3.8414588206941245 / n) AS centre,
+               1.959963984540054 / (1 + 3.8414588206941245 / n)
+                   * sqrt(rate * (1 - rate) / n + 3.8414588206941245 / (4 * n * n)) AS half
+    ) AS around
 """
 WIN_RATE_COMMENTS = {
     "ratings": "Pairs of answers that people have rated, blind; those skipped are left out.",
@@ -288,7 +294,8 @@ WIN_RATE_COMMENTS = {
 ADAPTERS = """
     SELECT tenants.name AS tenant, adapter_names.name, adapters.version,
            ARRAY(SELECT alias FROM adapter_aliases
-                 WHERE adapter_aliases.adapter_id = adapters.id ORDER BY alias) AS aliases,
+                 WHERE adapter_aliases.name_id = adapters.name_id
+                   AND adapter_aliases.adapter_id = adapters.id ORDER BY alias) AS aliases,
            adapters.job_id AS job, adapters.base_model, adapters.base_revision, adapters.method,
            adapters.rank, adapters.seed, adapters.data_digest,
            adapters.code_versions ->> 'celora' AS celora_version, adapters.url,

@@ -92,14 +92,25 @@ _DONE = text("""
     WHERE job_id = :job_id AND person = :person AND NOT (:skipped AND preferred = 'skip')
 """)
 
+# Counted beside the evaluation as well, for admin.evaluations: only a skip is ever replaced.
 _RATE = text("""
-    INSERT INTO ratings (job_id, position, person, preferred, tuned_left, rated_at)
-    VALUES (:job_id, :position, :person, :preferred, :tuned_left, clock_timestamp())
-    ON CONFLICT (job_id, position, person) DO UPDATE
-    SET preferred = excluded.preferred, tuned_left = excluded.tuned_left,
-        rated_at = excluded.rated_at
-    WHERE ratings.preferred = 'skip'
-    RETURNING 1
+    WITH rated AS (
+        INSERT INTO ratings (job_id, position, person, preferred, tuned_left, rated_at)
+        VALUES (:job_id, :position, :person, :preferred, :tuned_left, clock_timestamp())
+        ON CONFLICT (job_id, position, person) DO UPDATE
+        SET preferred = excluded.preferred, tuned_left = excluded.tuned_left,
+            rated_at = excluded.rated_at
+        WHERE ratings.preferred = 'skip'
+        RETURNING preferred
+    ), counted AS (
+        UPDATE evaluations
+        SET preferred_tuned = preferred_tuned + CAST(rated.preferred = 'tuned' AS int),
+            preferred_base = preferred_base + CAST(rated.preferred = 'base' AS int),
+            preferred_tie = preferred_tie + CAST(rated.preferred = 'tie' AS int)
+        FROM rated
+        WHERE job_id = :job_id AND subject = 'tuned' AND rated.preferred <> 'skip'
+    )
+    SELECT 1 FROM rated
 """)
 
 _TALLY = text("""

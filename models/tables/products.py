@@ -85,6 +85,10 @@ class Evaluation(Base):
     rouge_l: Mapped[float | None]  # 0–1, F-measure
     seconds: Mapped[float]
     answers: Mapped[list[str] | None] = mapped_column(JSONB)
+    # Of the tuned model: the ratings of its answers, counted as they come; see table `ratings`.
+    preferred_tuned: Mapped[int] = mapped_column(server_default="0")
+    preferred_base: Mapped[int] = mapped_column(server_default="0")
+    preferred_tie: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[Created]
 
 

@@ -110,16 +110,19 @@ def test_its_adapter_is_a_version_with_all_it_was_made_from(lora: Job) -> None:
 def test_a_bad_adapter_is_refused_by_a_gate(
     running: Stack, lora: Job, fields: dict[str, Any]
 ) -> None:
-    """A learning rate of 1 ruins the model; its answers are no better than nothing."""
-    named: dict[str, Any] = {"adapter_name": "gsm8k", "learning_rate": 1.0}
+    """One that has learned nothing: it is no better than its base, and worse than the holder."""
+    named: dict[str, Any] = {"adapter_name": "gsm8k", "learning_rate": 1e-12}
     bad = finish(running, celora.submit(**fields, **named, method="lora").id)
     assert bad.state == "completed", bad.error
-    for against in ("base", "holder"):
-        running.run("adapters", "gate", "gsm8k", "production", "loss", "--against", against)
+    gate = ("adapters", "gate", "gsm8k", "production", "loss", "--against")
+    running.run(*gate, "base", "--least", "0.01")
+    running.run(*gate, "holder")
     assert "✓ loss" in running.run("adapters", "alias", "gsm8k", "production", "1").stdout
     refused = running.run("adapters", "alias", "gsm8k", "production", "2", check=False)
     assert refused.returncode == GateError.exit_code
     assert "stays at version 1: loss on held-out rows" in refused.stderr
+    assert "of the base of gsm8k/2" in refused.stderr
+    assert "of gsm8k/1" in refused.stderr
     assert celora.adapter("gsm8k@production").job_id == lora.id
 
 
