@@ -409,7 +409,7 @@ def test_a_job_on_real_rows(stack: Stack, shared_data: Path, tmp_path: Path) -> 
         stack.start("dispatcher", **FAST)
         stack.start("cpu-worker", **FAST)
         start_gpu_worker(stack, 1, **FAST)
-    lines = (shared_data / "gsm8k-train.jsonl").read_text().splitlines()[:400]
+    lines = (shared_data / "gsm8k-train.jsonl").read_text().splitlines()[:160]
     chats = [
         {
             "messages": [
@@ -434,14 +434,14 @@ def test_a_job_on_real_rows(stack: Stack, shared_data: Path, tmp_path: Path) -> 
                 "supervised": {
                     "hyperparameters": {
                         "n_epochs": 1,
-                        "batch_size": 16,
+                        "batch_size": 8,
                         "learning_rate_multiplier": 50,
                     }
                 },
             },
             extra_body={
                 "celora": {
-                    "max_sequence_length": 128,
+                    "max_sequence_length": 512,
                     "checkpoint_every_steps": 10,
                     "eval_every_steps": 10,
                     "log_every_steps": 1,
