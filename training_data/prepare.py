@@ -33,9 +33,9 @@ __all__ = ["PreparationStopped", "Prepared", "find_cached", "input_digest", "pre
 
 # Packing makes fewer, fuller steps; below this many they are too few to learn in.
 FEWEST_PACKED_STEPS = 100
-# A job's data is looked at for a second at most; `celora validate` looks at all of it.
-MOST_QUALITY_ROWS = 20_000
-LANGUAGE_ROWS = 100
+# Less than a second of work; `celora validate` looks at all rows.
+MOST_QUALITY_ROWS = 10_000
+LANGUAGE_ROWS = 50
 _UNPACKED = "rows.arrow"
 
 

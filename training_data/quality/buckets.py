@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -18,17 +19,17 @@ class Buckets:
     """Keys with the rows they belong to, 12 bytes each on disk.
 
     A key's highest bits choose its part, so that equal keys meet in one; each part is small enough
-    to be sorted in memory: with 128 parts 100 million keys are 10 MB a part.
+    to be sorted in memory: with 128 parts 100 million keys are 10 MB a part. The keys of a few
+    thousand rows never leave memory.
     """
 
     def __init__(self, folder: Path, parts: int) -> None:
+        """`parts` is a power of two."""
+        self._folder = folder
+        self._parts = parts
         self._shift = np.uint64(64 - (parts - 1).bit_length())
-        self._paths = [folder / f"part-{number:03}" for number in range(parts)]
-        folder.mkdir(parents=True, exist_ok=True)
         self._stack = ExitStack()
-        self._files = [
-            self._stack.enter_context(path.open("wb", buffering=0)) for path in self._paths
-        ]
+        self._files: list[IO[bytes]] = []  # one for each part, once there are any
         self._waiting: list[Any] = []
         self._count = 0
 
@@ -57,30 +58,46 @@ class Buckets:
 
         The rows of one key stand together, in the order they were added. Nothing is added after.
         """
+        look()
+        if not self._files:
+            yield from _shared(self._collected())
+            return
         self._flush()
-        for path, file in zip(self._paths, self._files, strict=True):
+        for file in self._files:
             look()
+            file.seek(0)
+            yield from _shared(np.fromfile(file, _RECORD))
             file.close()
-            records = np.fromfile(path, _RECORD)
-            path.unlink()
-            keys = records["key"]
-            order = np.argsort(keys, kind="stable")
-            keys = keys[order]
-            same = keys[1:] == keys[:-1]
-            shared = np.concatenate([same, [False]]) | np.concatenate([[False], same])
-            if len(keys) and shared.any():
-                begins = ~np.concatenate([[False], same])[shared]
-                yield records["row"][order[shared]], np.flatnonzero(begins)
+
+    def _collected(self) -> Any:
+        records = np.concatenate([np.empty(0, _RECORD), *self._waiting])
+        self._waiting, self._count = [], 0
+        return records
 
     def _flush(self) -> None:
-        if not self._waiting:
-            return
-        records = np.concatenate(self._waiting)
+        records = self._collected()
+        if not self._files:
+            # Without a name they are gone, whatever becomes of this process.
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files = [
+                self._stack.enter_context(TemporaryFile(dir=self._folder, buffering=0))  # noqa: SIM115 (the stack closes it)
+                for _ in range(self._parts)
+            ]
         parts = (records["key"] >> self._shift).astype(np.int64)
         records = records[np.argsort(parts, kind="stable")]
-        ends = np.cumsum(np.bincount(parts, minlength=len(self._files)))
+        ends = np.cumsum(np.bincount(parts, minlength=self._parts))
         begin = 0
         for file, end in zip(self._files, ends, strict=True):
             file.write(records[begin:end].tobytes())
             begin = end
-        self._waiting, self._count = [], 0
+
+
+def _shared(records: Any) -> Iterator[tuple[Any, Any]]:
+    keys = records["key"]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    same = keys[1:] == keys[:-1]
+    shared = np.append(same, False) | np.append(False, same)
+    if len(keys) and shared.any():
+        begins = np.append(True, ~same)[shared]
+        yield records["row"][order[shared]], np.flatnonzero(begins)

@@ -11,7 +11,7 @@ from typing import Any
 from training_data.quality.row_text import RowText
 from training_data.watch import Watch
 
-_MOST_CHARACTERS = 300  # of prompt and answer: more says nothing new
+_MOST_CHARACTERS = 200  # of prompt and answer: more says nothing new
 _FEWEST_LETTERS = 20  # in fewer a language cannot be told
 _LOOK_EVERY = 20
 _LISTED = 8
