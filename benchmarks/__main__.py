@@ -19,6 +19,7 @@ BENCHMARKS = {
     "latency": "from submit until the trainer has the job, and until its first step",
     "placement": "finding and placing the best job, of up to a million",
     "preparation": "preparation of 200,000 rows, against datasets.map with two processes",
+    "quality": "the report on 1 GB of rows, against reading alone and rensa's own way in memory",
     "throughput": "tokens per second of a job, against the same recipe as a bare TRL script",
     "views": "the views of schema admin on 100,000 jobs and 10,000,000 metric rows",
     "warm_gap": "gap between two jobs, warm trainer against one process per job",
