@@ -30,6 +30,7 @@ _NOT_TAKEN_OVER: dict[str, Any] = {
     "after": None,
     "start_from_adapter": False,
     "track": (),
+    "notify": (),
 }
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gpu_worker.protocol import Activity, Exit, Run, Stop, parse_message
+from gpu_worker.protocol import Activity, Exit, Run, Stop, Turn, parse_message
 from gpu_worker.trainer.channel import Channel, StopRequested
 
 
@@ -80,3 +80,19 @@ def test_messages_arrive_in_order_and_a_full_pipe_holds_nobody_up() -> None:
             else:
                 while os.read(messages, 1) != b"\n":
                     pass
+
+
+def test_a_turn_belongs_to_the_chat_it_was_asked_in_and_a_stop_ends_the_waiting() -> None:
+    def asked(position: int) -> bytes:
+        return Turn(position=position, subject="tuned", prompt="?").encode()
+
+    with channel() as (ours, write, _):
+        os.write(write, a_run("one") + asked(1) + asked(2) + a_run("two") + asked(3))
+        runs = ours.commands()
+        next(runs)
+        assert ours.next_turn().position == 1
+        next(runs)  # the second turn of the first chat is never taken up
+        assert ours.next_turn().position == 3
+        os.write(write, Stop(reason="cancel").encode())
+        with pytest.raises(StopRequested):
+            ours.next_turn()
