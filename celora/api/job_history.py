@@ -91,7 +91,19 @@ def list_checkpoints(
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Messages `event`, `metrics`, `progress`, and at the job's end `end`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {
+                "schema": {  # of each message
+                    "type": "object",
+                    "required": ["id", "event", "data"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "event": {"enum": ["event", "metrics", "progress", "end"]},
+                        "data": {"type": "string", "description": "JSON."},
+                    },
+                }
+            }
+        },
     },
     204: {"description": "All was told before: do not ask again."},
 }
