@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from celora.api.caller import Caller, Reader, Submitter, no_such
+from celora.api.caller import Admin, Caller, Reader, no_such
 from celora.api.errors import ApiError
 from celora.api.job_answers import seconds
 from celora.api.job_mapping import aliases
@@ -65,8 +65,8 @@ async def retrieve_model(request: Request, caller: Reader, model: ModelName) -> 
 
 
 @router.delete("/{model:path}", responses={409: {"description": "Something needs the model."}})
-def delete_model(caller: Submitter, model: ModelName) -> ModelDeleted:
-    """Delete a fine-tuned model's files. Its job stays on record."""
+def delete_model(caller: Admin, model: ModelName) -> ModelDeleted:
+    """Delete a fine-tuned model's files, with a key of scope `admin`. Its job stays on record."""
     named = parse_name(model)
     if named is None and model in aliases():
         raise ApiError(

@@ -20,7 +20,11 @@ import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
+from celora.notify import add_target
+from models import secrets
 from tests.api_server import key_for
+from tests.environment import variables
+from tests.receiver import Receiver
 from tests.scripted_jobs import FAST, start_gpu_worker
 from tests.stack import Stack
 
@@ -43,9 +47,29 @@ def api(stack: Stack, **settings: str) -> Iterator[str]:
     yield f"{address.group()}/v1"
 
 
+NOTIFYING = {"CELORA_NOTIFY_PRIVATE_HOSTS": "127.0.0.0/8", "CELORA_NOTIFY_ALLOW_HTTP": "true"}
+
+
 @pytest.fixture(scope="module")
-def server(stack: Stack) -> Iterator[str]:
-    stack.start("dispatcher", **FAST)
+def webhook_secret(stack: Stack, receiver: Receiver) -> Iterator[str]:
+    """Signs what the tenant's receiver is told of its jobs."""
+    key = secrets.new_key()
+    stack.environment["CELORA_SECRET_KEY"] = key
+    with variables(CELORA_SECRET_KEY=key, **NOTIFYING):
+        target = add_target("hook", webhook=receiver.url, format="openai", tenant=TENANT)
+    assert target.secret is not None
+    yield target.secret
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(stack: Stack, webhook_secret: str) -> Iterator[str]:  # noqa: ARG001 (before the stack)
+    stack.start("dispatcher", **FAST, **NOTIFYING)
     stack.start("cpu-worker", **FAST)
     start_gpu_worker(stack, 2, **FAST)
     aliases = ",".join(f"{alias}={base}" for alias, base in ALIASES.items())
@@ -55,7 +79,7 @@ def server(stack: Stack) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(server: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=server, api_key=key_for(TENANT)) as made:
+    with OpenAI(base_url=server, api_key=key_for(TENANT, "admin")) as made:
         yield made
 
 
@@ -268,7 +292,7 @@ def test_each_error_is_the_clients_own_exception(
         assert unknown.value.code == "invalid_api_key"
         with pytest.raises(openai.PermissionDeniedError):
             other(key_for(TENANT, "read")).fine_tuning.jobs.cancel(succeeded.id)
-        stranger = other(key_for("strangers"))
+        stranger = other(key_for("strangers", "admin"))
         with pytest.raises(openai.NotFoundError) as theirs:
             stranger.fine_tuning.jobs.retrieve(succeeded.id)
         with pytest.raises(openai.NotFoundError) as nobodys:
@@ -370,6 +394,27 @@ def test_the_short_form(stack: Stack, raw: httpx.Client, training_file: str) -> 
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "rnak")
     outside = raw.post("/finetune", json=sent | {"dataset": "/etc/passwd"})
     assert outside.json()["error"]["code"] == "dataset_not_allowed"
+
+
+def test_a_webhook_is_verified(
+    stack: Stack,
+    client: OpenAI,
+    succeeded: FineTuningJob,
+    receiver: Receiver,
+    webhook_secret: str,
+) -> None:
+    def heard() -> Any:
+        for got in receiver.got:
+            event: Any = client.webhooks.unwrap(got.body, got.headers, secret=webhook_secret)
+            if event.data.id == succeeded.id:
+                return event
+        return None
+
+    event = stack.wait_until("the webhook has come", heard)
+    assert event.type == "fine_tuning.job.succeeded"
+    got = receiver.got[0]
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(got.body + b" ", got.headers, secret=webhook_secret)
 
 
 def test_models_are_listed_and_deleted(stack: Stack, client: OpenAI, training_file: str) -> None:

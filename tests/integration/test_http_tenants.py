@@ -113,7 +113,7 @@ ROWS = [
     Row("GET", "/v1/fine_tuning/jobs/{job_id}/stream", "read", JOB),
     Row("GET", "/v1/models", "read"),
     Row("GET", "/v1/models/{model}", "read", NO_MODEL, own=(404,)),
-    Row("DELETE", "/v1/models/{model}", "submit", NO_MODEL, own=(404,)),
+    Row("DELETE", "/v1/models/{model}", "admin", NO_MODEL, own=(404,)),
     Row("POST", "/finetune", "submit", body=short_job, own=(200, 201), names_file=True),
     Row("GET", "/finetune/{job_id}", "read", JOB),
     Row("POST", "/v1/chat/completions", "read", body=chat, own=(404,)),
