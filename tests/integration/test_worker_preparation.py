@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from gpu_worker import prepared_data
 from gpu_worker.session import WorkerSession
@@ -161,6 +162,34 @@ def test_a_lost_lease_writes_nothing(worker: WorkerSession, base: Path, tmp_path
     again = records.job(job_id)
     assert (again.state, again.prepared_url) == ("pending", None)
     until(lambda: not (store.work_folder(job_id, fence) / "prepare").exists())
+
+
+def test_quality_is_on_record_and_in_the_report_and_nothing_private_is(
+    worker: WorkerSession, base: Path, tmp_path: Path
+) -> None:
+    from celora.report.facts import read_runs
+    from celora.report.page import html
+
+    secret, data = "ghp_" + "a1B2" * 9, tmp_path / "rows.jsonl"
+    lines = [
+        {"prompt": f"what is the token of {n}?", "completion": f"it is {secret}, number {n}"}
+        for n in range(ROWS)
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    job_id, fence = placed(base_model=str(base), dataset=str(data), max_sequence_length=256)
+    assert prepare_job(worker, job_id, fence)
+    verdict = records.job(job_id).verdict
+    assert verdict is not None
+    assert verdict["quality"]["private"][0]["rows"] == ROWS
+    with transaction() as session:
+        row = session.scalar(text("SELECT jobs::text FROM jobs WHERE id = :id"), {"id": job_id})
+    assert "GitHub token" in row
+    assert secret not in row
+    page = html(read_runs([job_id]))
+    assert f"{ROWS} in {ROWS} rows: line " in page
+    assert f"{ROWS} rows hold what looks like a GitHub token; take it out" in page
+    assert "languages of answers" in page
+    assert secret not in page
 
 
 def test_without_held_out_rows_the_verdict_warns(
