@@ -34,8 +34,8 @@ def dropped(why: str) -> Told:
 
 def trained(losses: Sequence[float], steps: int, seconds: float, worker: str) -> Told:
     """`losses` are those of the job's first and last step, where there are any."""
-    words = ["trained: " + _loss("loss", losses), _steps(steps), _where(seconds, worker)]
-    return Told(done=True, state=JobState.RUNNING, text=_joined(words))
+    words = [_loss("loss", losses), _steps(steps), _where(seconds, worker)]
+    return Told(done=True, state=JobState.RUNNING, text="trained: " + _joined(words))
 
 
 def ended(
@@ -44,9 +44,8 @@ def ended(
     """`job` as it stands after the attempt's end."""
     state = JobState(job.state)
     if state is JobState.COMPLETED:
-        text = _joined(
-            ["completed: " + _quality(job, losses), _steps(job.step), _time(job, worker)]
-        )
+        words = [_quality(job, losses), _steps(job.step), _where(job.gpu_seconds, worker)]
+        text = "completed: " + _joined(words)
     elif state is JobState.FAILED:
         error = job.error or {}
         text = f"{error.get('code') or 'failed'}: {error.get('message') or reason or outcome}"
@@ -96,10 +95,6 @@ def _loss(title: str, losses: Sequence[float]) -> str:
 
 def _steps(steps: int) -> str:
     return f"{steps:,} steps" if steps else ""
-
-
-def _time(job: Job, worker: str) -> str:
-    return _where(job.gpu_seconds, worker)
 
 
 def _where(seconds: float, worker: str) -> str:

@@ -45,6 +45,9 @@ def test_without_answers_the_accuracy_counts_and_without_an_evaluation_the_train
     done = job(JobState.COMPLETED, result={})
     text = told.ended(done, Outcome.COMPLETED, None, [3.0, 1.25], WORKER).text
     assert text == "completed: loss 3 → 1.25, 1,200 steps, 14 min on gpu0@host"
+    bare = job(JobState.COMPLETED, step=0)
+    text = told.ended(bare, Outcome.COMPLETED, None, [], WORKER).text
+    assert text == "completed: 14 min on gpu0@host"
 
 
 def test_a_failure_is_its_cause_in_a_line() -> None:
