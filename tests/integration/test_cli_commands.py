@@ -168,7 +168,11 @@ def test_job_tells_all_that_is_on_record(celora: Celora) -> None:
     who = (claim.job_id, claim.fence)
     with transaction() as session:
         history.record_metrics(
-            session, *who, Stage.TRAIN, [("train_loss", step, 3 - step) for step in (1, 2)]
+            session,
+            *who,
+            Stage.TRAIN,
+            [("train_loss", 1, 2.0), ("train_loss", 2, 1.0), ("step_seconds", 2, 30.0)],
+            progress=history.Progress(step=2, epoch=2.0, trained_tokens=1234),
         )
         products.register_checkpoint(
             session, *who, step=2, url="/c/2", size_bytes=10, trained_tokens=5, metrics={}
@@ -182,7 +186,7 @@ def test_job_tells_all_that_is_on_record(celora: Celora) -> None:
         answers: dict[str, str | None] = {"expected": "e", "base_answer": "b", "tuned_answer": "t"}
         products.record_samples(session, *who, [{"prompt": "p"} | answers])
     record = json.loads(celora("job", claim.job_id, "--json")[1])
-    curve = record["metrics"][0]
+    curve = next(one for one in record["metrics"] if one["name"] == "train_loss")
     assert (curve["name"], curve["points"], curve["first"], curve["last"]) == (
         "train_loss",
         2,
@@ -198,8 +202,16 @@ def test_job_tells_all_that_is_on_record(celora: Celora) -> None:
     assert record["samples"] == [{"prompt": "p"} | answers]
     assert [a["outcome"] for a in record["attempts"]] == ["completed", None]
     assert record["verdict"]["rows_train"] == 10
+    assert [one["stage"] for one in record["times"]["stages"]] == ["preprocess", "train"]
+    assert record["times"]["epochs"] == [
+        {"epoch": 1, "steps": 1, "seconds": 30.0},
+        {"epoch": 2, "steps": 1, "seconds": 30.0},
+    ]
     shown = celora("job", claim.job_id)[1]
-    for part in ("running", "/c/2", "2.0 KiB", "exact match", "90.0%", "10 to train on"):
+    for part in (
+        "running", "/c/2", "2.0 KiB", "exact match", "90.0%", "10 to train on", "1,234",
+        "stages", "preprocess ", "1: 30 s, 2: 30 s",
+    ):  # fmt: skip
         assert part in shown, part
 
 

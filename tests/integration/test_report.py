@@ -106,6 +106,7 @@ def test_a_report_tells_all_and_loads_nothing() -> None:
         "&#34;rank&#34;: 8",
         "torch 2.13.0",
         "rows to train on",
+        "<th>stages</th>",
         "train: sent to celora.gpu.host.0",
     ):
         assert words in page, words
