@@ -263,25 +263,29 @@ EVALUATIONS = """
     WHERE tuned.subject = 'tuned'
 """
 
-# The formula of models/win_rate.py: Wilson's score interval, z = 1.959963984540054.
+# The formula of models/win_rate.py: Wilson's score interval, z = 1.959963984540054. Few jobs are
+# rated: the CASE spares the others all of it.
 _MORE = """,
-           counted.ratings, rated.rate AS win_rate,
-           greatest(0, around.centre - around.half) AS win_rate_low,
-           least(1, around.centre + around.half) AS win_rate_high
+           counted.n AS ratings,
+           CASE WHEN counted.n > 0 THEN rated.rate END AS win_rate,
+           CASE WHEN counted.n > 0 THEN greatest(0, around.centre - around.half) END
+               AS win_rate_low,
+           CASE WHEN counted.n > 0 THEN least(1, around.centre + around.half) END
+               AS win_rate_high
 """
 _TALLY = """
     CROSS JOIN LATERAL (
-        SELECT tuned.preferred_tuned + tuned.preferred_base + tuned.preferred_tie AS ratings
+        SELECT tuned.preferred_tuned + tuned.preferred_base + tuned.preferred_tie AS n
     ) AS counted
     CROSS JOIN LATERAL (
-        SELECT nullif(counted.ratings, 0)::float8 AS n,
-               (tuned.preferred_tuned + tuned.preferred_tie / 2.0::float8)
-                   / nullif(counted.ratings, 0) AS rate
+        SELECT (tuned.preferred_tuned + tuned.preferred_tie / 2.0::float8) / counted.n AS rate
     ) AS rated
     CROSS JOIN LATERAL (
-        SELECT (rate + 3.8414588206941245 / (2 * n)) / (1 + 3.8414588206941245 / n) AS centre,
-               1.959963984540054 / (1 + 3.8414588206941245 / n)
-                   * sqrt(rate * (1 - rate) / n + 3.8414588206941245 / (4 * n * n)) AS half
+        SELECT (rate + 3.8414588206941245::float8 / (2 * n))
+                   / (1 + 3.8414588206941245::float8 / n) AS centre,
+               1.959963984540054::float8 / (1 + 3.8414588206941245::float8 / n)
+                   * sqrt(rate * (1 - rate) / n
+                          + 3.8414588206941245::float8 / (4 * n::float8 * n)) AS half
     ) AS around
 """
 WIN_RATE_COMMENTS = {
