@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -11,6 +13,7 @@ from fastapi import FastAPI
 from celora.api.errors import ErrorAnswer, add_handlers
 from celora.api.meters import Meters
 from celora.api.requests import Requests
+from celora.api.serving import close_client
 
 # Each module has a `router`. The order is that of the page at /docs.
 _ROUTERS = (
@@ -48,6 +51,7 @@ def create_app() -> FastAPI:
         version=version("celora"),
         description=_ABOUT,
         redoc_url=None,
+        lifespan=_living,
         swagger_ui_parameters={"persistAuthorization": False},
     )
     meters = Meters()
@@ -62,6 +66,12 @@ def create_app() -> FastAPI:
     describe = app.openapi
     app.openapi = lambda: _described(describe())  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _living(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await close_client(app)
 
 
 def _described(page: dict[str, Any]) -> dict[str, Any]:

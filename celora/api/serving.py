@@ -100,6 +100,12 @@ async def served_models(app: FastAPI) -> list[str]:
         return []
 
 
+async def close_client(app: FastAPI) -> None:
+    """At the server's end."""
+    if hasattr(app.state, "serving"):
+        await _client(app).aclose()
+
+
 def _require_own_model(caller: Caller, name: str) -> None:
     """A fine-tuned model is its tenant's alone; base models are everybody's."""
     if name.startswith("ft:"):

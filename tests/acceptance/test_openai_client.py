@@ -51,14 +51,15 @@ NOTIFYING = {"CELORA_NOTIFY_PRIVATE_HOSTS": "127.0.0.0/8", "CELORA_NOTIFY_ALLOW_
 
 
 @pytest.fixture(scope="module")
-def webhook_secret(stack: Stack, receiver: Receiver) -> Iterator[str]:
+def webhook_secret(stack: Stack, receiver: Receiver) -> str:
     """Signs what the tenant's receiver is told of its jobs."""
     key = secrets.new_key()
     stack.environment["CELORA_SECRET_KEY"] = key
     with variables(CELORA_SECRET_KEY=key, **NOTIFYING):
+        key_for(TENANT)  # makes the tenant
         target = add_target("hook", webhook=receiver.url, format="openai", tenant=TENANT)
     assert target.secret is not None
-    yield target.secret
+    return target.secret
 
 
 @pytest.fixture(scope="module")
