@@ -48,7 +48,7 @@ def histogram_facts(bins: list[dict[str, int]]) -> Iterator[tuple[str, str]]:
 def _repeated(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "copies", f"{found['exact']:,} exact (left out), {_near(found)}"
     if found["same_prompt"]:
-        yield "same prompt", f"{found['same_prompt']:,} rows, with other answers"
+        yield "same prompt", f"{_rows(found['same_prompt'])}, with other answers"
     if found["common_share"]:
         yield "common to most rows", f"{found['common_share']:.0%} of the text"
 
@@ -101,14 +101,18 @@ def _languages(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _broken(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["rows"]:
-        yield "wrong encoding", f"{found['rows']:,} rows: {_places(found)}"
+        yield "wrong encoding", f"{_rows(found['rows'])}: {_places(found)}"
 
 
 def _private(found: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for one in found:
-        yield one["name"], f"{one['count']:,} in {one['rows']:,} rows: {_places(one)}"
+        yield one["name"], f"{one['count']:,} in {_rows(one['rows'])}: {_places(one)}"
     if not found:
         yield "keys, personal data", "none found"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _shares(listed: list[dict[str, Any]], total: int) -> str:
@@ -128,7 +132,7 @@ def _examples(pairs: list[dict[str, Any]]) -> str:
 
 
 def _place(place: dict[str, Any]) -> str:
-    where = f"line {place['line']:,}"
+    where = f"line {place['line']}"
     if place["file"]:
         where = f"{place['file']} {where}"
     return f"evaluation data {where}" if place["data"] == "eval_dataset" else where

@@ -354,7 +354,7 @@ def test_the_command_tells_it_as_text_and_as_json(
     code, text = command(path)
     assert code == 0  # advice, not an error
     assert "AWS access key" in text
-    assert "1 in 1 rows: line 6" in text
+    assert "1 in 1 row: line 6" in text
     assert "warning: 1 row holds what looks like an AWS access key; take it out" in text
     code, record = command(path, "--json")
     assert code == 0
