@@ -43,7 +43,11 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
     plugin.redirects, plugin.verify_certificate = False, True
     if plugin.notify(title=order["title"], body=order["body"], notify_type=order["type"]):
         return {}
-    cause = f"{plugin.service_name} answered {told.status}" if told.status else "it was not taken"
+    cause = (
+        f"{plugin.service_name} answered {told.status}"
+        if told.status
+        else "it was not reached, or did not take it"
+    )
     return {"cause": refused[0] if refused else cause, "status": told.status}
 
 
