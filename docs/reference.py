@@ -1,4 +1,4 @@
-"""Writes the tables of docs/jobspec.md, docs/settings.md and docs/commands.md from the code.
+"""Writes the tables of docs/jobspec.md, settings.md, commands.md, guide.md and planning.md.
 
 Run `python docs/reference.py` after a change of JobSpec, Settings or the command. Each table stands
 between two marker lines; what is around them is written by hand. A test holds them in step.
@@ -47,6 +47,8 @@ def pages() -> dict[str, str]:
         "jobspec.md": jobspec_table(),
         "settings.md": settings_table(),
         "commands.md": commands_table(),
+        "guide.md": "\n" + guide_text() + "\n",
+        "planning.md": planning_table(),
     }
 
 
@@ -90,6 +92,48 @@ def commands_table() -> str:
             parts = {"": command} | parts
         for sub, part in parts.items():
             lines.append(_row(f"`{f'celora {name} {sub}'.strip()}`", _first_line(part.help)))
+    return "\n".join(lines)
+
+
+def guide_text() -> str:
+    from celora.guide import markdown
+
+    return markdown()
+
+
+def planning_table() -> str:
+    """What is planned for models everybody knows, each method; GB are 10⁹ bytes."""
+    from celora.planning.known import DEMO_BASE, LLAMA_8B, LLAMA_70B, planned
+
+    trained_bytes = "adapter, gradients, optimizer"
+    titles = ["model", "method", "trained", "weights", trained_bytes]
+    titles += ["activations", "reference", "low / expected / high"]
+    lines = [_row(*titles), _row(*["---"] * len(titles))]
+    models = {"8B": LLAMA_8B, "70B": LLAMA_70B, "`make demo`'s": DEMO_BASE}
+    methods: dict[str, dict[str, Any]] = {
+        "lora": {"method": "lora"},
+        "qlora": {"method": "qlora"},
+        "full": {"method": "full"},
+        "full, `bf16_pure`": {"method": "full", "bf16_pure": True},
+        "dpo": {"method": "dpo"},
+        "dpo on qlora": {"method": "dpo", "dpo_base": "qlora"},
+    }
+    for name, model in models.items():
+        digits = 3 if model is DEMO_BASE else 2
+        for method, fields in methods.items():
+            memory = planned(model, **fields)
+            parts = {part.name: part.expected / 1e9 for part in memory.parts}
+            trained = model.parameters if "full" in method else model.trainable
+            sums = (
+                parts["weights"],
+                parts["adapter"] + parts["gradients"] + parts["optimizer"],
+                parts["activations"],
+                parts.get("reference"),
+            )
+            told = ["—" if value is None else f"{value:,.{digits}f}" for value in sums]
+            whole = (memory.low, memory.expected, memory.high)
+            span = " / ".join(f"{value / 1e9:,.1f}" for value in whole)
+            lines.append(_row(name, method, f"{trained:,}", *told, span))
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "submit": ("submit", "submit", "Jobs"),
     "validate": ("validate", "validate", "Jobs"),
     "plan": ("plan", "plan", "Jobs"),
+    "guide": ("guide", "guide", "Jobs"),
     "jobs": ("jobs", "jobs", "Jobs"),
     "job": ("job", "job", "Jobs"),
     "watch": ("watch", "watch", "Jobs"),

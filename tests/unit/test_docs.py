@@ -26,7 +26,9 @@ def _reference() -> object:
         sys.path.remove(str(ROOT / "docs"))
 
 
-@pytest.mark.parametrize("page", ["jobspec.md", "settings.md", "commands.md"])
+@pytest.mark.parametrize(
+    "page", ["jobspec.md", "settings.md", "commands.md", "guide.md", "planning.md"]
+)
 def test_generated_tables_are_in_step_with_the_code(page: str) -> None:
     reference = _reference()
     path = ROOT / "docs" / page

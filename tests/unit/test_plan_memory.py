@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from celora.planning.known import LLAMA_8B, LLAMA_70B
 from celora.planning.memory import (
     Architecture,
     Memory,
@@ -18,32 +19,6 @@ from celora.planning.memory import (
 )
 from celora.planning.plan import on_device
 from models.spec import JobSpec
-
-# From the published sizes of Llama 3.1; the counts are those of `gpu_worker.trainer.architecture`.
-LLAMA_8B = Architecture(
-    architecture="LlamaForCausalLM",
-    parameters=8_030_261_248,
-    quantisable=6_979_321_856,
-    trainable=41_943_040,
-    small_trainable=0,
-    hidden=4096,
-    layers=32,
-    vocabulary=128_256,
-    attention_heads=32,
-    key_value_heads=8,
-    feed_forward=14_336,
-    tied=False,
-)
-LLAMA_70B = replace(
-    LLAMA_8B,
-    parameters=70_553_706_496,
-    quantisable=68_451_041_280,
-    trainable=207_093_760,
-    hidden=8192,
-    layers=80,
-    attention_heads=64,
-    feed_forward=28_672,
-)
 
 
 def spec(**fields: Any) -> JobSpec:
