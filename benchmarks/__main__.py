@@ -14,10 +14,12 @@ import time
 from benchmarks import machine
 
 BENCHMARKS = {
+    "api": "HTTP: creates a second, retrieves with 100,000 jobs on record, 200 watchers",
     "fairness": "1,000 jobs of three tenants: GPU time by weight, longest wait, expected starts",
     "jobs_per_second": "jobs from submit to completed, and what one costs",
     "latency": "from submit until the trainer has the job, and until its first step",
     "placement": "finding and placing the best job, of up to a million",
+    "plan_memory": "memory that `celora plan` foretells, against what real trainers take",
     "preparation": "preparation of 200,000 rows, against datasets.map with two processes",
     "quality": "the report on 1 GB of rows, against reading alone and rensa's own way in memory",
     "throughput": "tokens per second of a job, against the same recipe as a bare TRL script",

@@ -181,8 +181,9 @@ def test_events_tell_the_story_page_by_page(client: OpenAI, succeeded: FineTunin
     assert events[0].message == "Completed"
     assert events[-1].message == "Submitted by ann"
     steps = [event for event in events if event.type == "metrics"]
-    assert [event.data["step"] for event in steps] == list(range(12, 0, -1))
-    assert {"train_loss", "total_steps"} <= set(steps[0].data)
+    data: list[Any] = [event.data for event in steps]
+    assert [one["step"] for one in data] == list(range(12, 0, -1))
+    assert {"train_loss", "total_steps"} <= set(data[0])
     assert steps[0].message.startswith("Step 12/12: training loss=")
 
 
@@ -210,11 +211,12 @@ def test_the_result_file_has_every_step(client: OpenAI, succeeded: FineTuningJob
 
 def test_pause_resume_and_cancel(stack: Stack, client: OpenAI, training_file: str) -> None:
     job = client.fine_tuning.jobs.create(model="endless", training_file=training_file)
-    status = lambda: client.fine_tuning.jobs.retrieve(job.id).status  # noqa: E731
-    stack.wait_until("it runs", lambda: status() == "running")
-    stack.wait_until(
-        "its end is expected", lambda: client.fine_tuning.jobs.retrieve(job.id).estimated_finish
-    )
+
+    def now() -> FineTuningJob:
+        return client.fine_tuning.jobs.retrieve(job.id)
+
+    stack.wait_until("it runs", lambda: now().status == "running")
+    stack.wait_until("its end is expected", lambda: now().estimated_finish)
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"  # type: ignore[comparison-overlap]
     stack.wait_until(
         "it has paused",
@@ -224,13 +226,10 @@ def test_pause_resume_and_cancel(stack: Stack, client: OpenAI, training_file: st
         ),
     )
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
-    stack.wait_until("it runs again", lambda: status() == "running")
+    stack.wait_until("it runs again", lambda: now().status == "running")
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-    ended = stack.wait_until(
-        "it has ended",
-        lambda: (now := client.fine_tuning.jobs.retrieve(job.id)).finished_at and now,
-    )
-    assert ended.status == "cancelled"
+    stack.wait_until("it has ended", lambda: now().finished_at)
+    assert now().status == "cancelled"
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     with pytest.raises(openai.ConflictError) as refused:
         client.fine_tuning.jobs.resume(job.id)
@@ -499,7 +498,7 @@ def test_a_job_on_real_rows(stack: Stack, shared_data: Path, tmp_path: Path) -> 
         done = finish(stack, client, job.id, seconds=300)
         assert done.status == "succeeded", done.error
         assert done.trained_tokens
-        steps = [
+        steps: list[Any] = [
             event.data
             for event in client.fine_tuning.jobs.list_events(job.id)
             if event.type == "metrics"
