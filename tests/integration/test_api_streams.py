@@ -17,13 +17,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from models.queries.following import NewEvent, Place, read_news
+from models.queries.attempts import Claim
+from models.queries.following import NewEvent, News, Place, read_news
 from models.queries.history import Progress, add_event, record_metrics
 from models.session import engine, transaction
 from models.states import Outcome, Stage
 from tests import records
 from tests.api_server import ApiServer, key_for, serving
-from tests.records import Claim
 
 WATCHERS = 100
 
@@ -279,7 +279,7 @@ def _place_of(job_id: str) -> Place:
     return _news(job_id, Place()).after
 
 
-def _news(job_id: str, place: Place) -> Any:
+def _news(job_id: str, place: Place) -> News:
     with transaction() as session:
         return read_news(session, {job_id: place})[job_id]
 
