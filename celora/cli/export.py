@@ -142,7 +142,8 @@ def _until_end(job: Job, *, quiet: bool) -> Job:
         elif settled(now):
             return now
         elif now.state is JobState.QUEUED:
-            doing = celora.why(now).sentence
+            why = celora.why(now)
+            doing = why.sentence if why.reason != "running" else told
         else:
             doing = now.activity or told
         if doing != told and not quiet:

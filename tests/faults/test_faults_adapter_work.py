@@ -41,7 +41,7 @@ def free(stack: Stack) -> None:
     stack.wait_until("the slot is free", lambda: words() == ["free"], seconds=30)
 
 
-@pytest.mark.fault(9)
+@pytest.mark.fault(5)
 def test_an_export_whose_trainer_is_killed_is_made_by_the_next(pool: Stack) -> None:
     export = work.export(trained(pool, "export_exit=1&fault_fences=1"))
     done = in_state(pool, export, "completed")
@@ -70,7 +70,7 @@ def test_one_question_from_the_command_line(pool: Stack) -> None:
     free(pool)
 
 
-@pytest.mark.fault(9)
+@pytest.mark.fault(5)
 def test_a_chat_whose_trainer_is_killed_says_so_and_ends(pool: Stack) -> None:
     source = trained(pool, "chat_exit_at=2")
     pieces: list[str] = []
