@@ -240,7 +240,17 @@ def test_a_gated_model_in_the_cache_serves_those_whose_token_opens_it(
     assert '"open": false' in cache
     assert "hf_" not in cache
 
-    hub.down = True  # what was answered last holds
+
+@pytest.mark.slow  # the client itself tries for a while
+def test_while_the_hub_is_away_its_last_word_on_a_gated_model_holds(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    commit = hub.add("owner/tiny", folder, token="hf_one")
+    client.resolve(token="hf_one")
+    hub.set_tokens("owner/tiny", "hf_two")
+    client.resolve(token="hf_two")
+    client.refusal(token="hf_one")
+    hub.down = True
     offline = {"HF_HUB_OFFLINE": "1"}
     assert client.resolve(revision=commit, token="hf_two")["revision"] == commit
     assert client.resolve(revision=commit, token="hf_two", environment=offline)["path"]

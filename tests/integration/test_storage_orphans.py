@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from models import store
-from models.settings import settings
 from models.states import Outcome
-from models.store import local_path
 from tasks.dispatcher import sweep as sweeping
 from tasks.dispatcher.sweep import Swept
 from tests import records, stored
@@ -29,18 +26,6 @@ def sweep() -> Swept:
     swept = sweeping.sweep()
     assert swept is not None
     return swept
-
-
-def age_files(days: float = 2) -> None:
-    """Make every file in the store as old as that."""
-    url = settings().artifacts_url
-    if store.is_local(url):
-        for path in local_path(url).rglob("*"):
-            stored.age_file(path, days)
-        return
-    filesystem, root = fsspec.core.url_to_fs(url)
-    for path in filesystem.find(root):
-        filesystem.store[path].created = filesystem.store[path].created.replace(year=2020)
 
 
 def test_what_a_dead_attempt_left_goes_and_what_it_registered_stays() -> None:
@@ -73,7 +58,7 @@ def test_nothing_of_a_live_attempt_goes_however_old() -> None:
     stored.put(f"{store.attempt_url(claim.job_id, claim.fence)}/checkpoints/step-9.incoming")
     before = stored.left()
     stored.age(100)
-    age_files()
+    stored.age_store()
     assert sweep().counts == {}
     assert stored.left() == before
 
@@ -81,7 +66,7 @@ def test_nothing_of_a_live_attempt_goes_however_old() -> None:
 def test_files_of_jobs_that_are_gone_go_when_they_are_old() -> None:
     stored.put(store.checkpoint_url("ftjob-gone", 3, 5))
     assert sweep().counts == {}
-    age_files()
+    stored.age_store()
     assert sweep().counts == {"orphans": 1}
     assert stored.left() == set()
 
@@ -91,7 +76,7 @@ def test_prepared_data_that_nothing_records_goes_when_it_is_old() -> None:
     stored.put(store.prepared_url("unknown"))
     stored.put(store.prepared_url("known") + ".incoming")
     assert sweep().counts == {}
-    age_files()
+    stored.age_store()
     assert sweep().counts == {"orphans": 2}
     assert stored.left() == {"prepared/known"}
 
@@ -99,7 +84,7 @@ def test_prepared_data_that_nothing_records_goes_when_it_is_old() -> None:
 def test_prepared_data_of_an_earlier_version_is_put_on_record() -> None:
     stored.trained(prepared="abc", steps=(), adapter=False)
     stored.sql("DELETE FROM prepared_data")
-    age_files()
+    stored.age_store()
     assert sweep().counts == {}
     ((digest, url, size_bytes),) = stored.sql("SELECT digest, url, size_bytes FROM prepared_data")
     assert (digest, url, size_bytes) == ("abc", store.prepared_url("abc"), 100)
@@ -110,7 +95,7 @@ def test_a_place_is_told_by_job_and_fence_however_the_store_is_spelled(artifacts
     job_id = stored.trained(outcome=Outcome.LOST, prepared="abc")
     before = stored.left()
     stored.age(2)
-    age_files()
+    stored.age_store()
     other = f"file://{artifacts}" if artifacts.startswith("/") else artifacts + "/"
     with variables(CELORA_ARTIFACTS=other):
         assert sweep().counts == {}
@@ -122,7 +107,7 @@ def test_empty_folders_go_silently() -> None:
     stored.trained(adapter=False)
     stored.age(8)
     assert sweep().counts == {"checkpoints": 2}
-    age_files()
+    stored.age_store()
     assert sweep().counts == {}
     assert stored.left() == set()
 
@@ -132,7 +117,7 @@ def test_another_databases_store_is_left_alone(artifacts: str) -> None:
     stored.put(store.checkpoint_url("ftjob-theirs", 3, 5))
     job_id = stored.trained()
     stored.age(8)
-    age_files()
+    stored.age_store()
     assert sweeping.preview().counts == {"checkpoints": 2}
     done = sweep()
     assert done.counts == {"checkpoints": 2}  # its own, by their records
