@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -91,3 +92,38 @@ def test_a_secret_over_the_bounds_of_pieces_is_masked_whole(cut: int) -> None:
 def test_a_key_that_is_cut_off_is_masked_to_the_end() -> None:
     text = PLANTED["private_key"][:45]
     assert masked(f"x {text}") == "x [private key]"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "eyJ",
+        "-eyJ",
+        "eyJ.",
+        "a@",
+        "a@b.co ",
+        "@a.a.",
+        "+1 ",
+        "1 ",
+        "://a:b",
+        "y = ",
+        "password: ",
+        "-----BEGIN A PRIVATE KEY-----",
+        "sk-",
+        "A",
+        " ",
+        '"',
+        "4111 1111 1111 1111 ",
+    ],
+)
+def test_no_text_takes_long(piece: str) -> None:
+    """Four times the text takes about four times as long, whatever the text."""
+    find("warm up")
+
+    def seconds(size: int) -> float:
+        text = f"a@b.co {piece * (size // len(piece))}"
+        began = time.thread_time()
+        find(text)
+        return time.thread_time() - began
+
+    assert min(seconds(200_000) for _ in range(2)) < 10 * max(seconds(50_000), 0.02)

@@ -44,7 +44,8 @@ def _private(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _leaks(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    leaked, total = record["leakage"], record["rows"]
+    leaked = record["leakage"]
+    total = leaked["held_out"]
     own = leaked["between"] == "eval_dataset"
     mend = (
         "take them out of eval_dataset: an evaluation on them measures memory"
@@ -65,7 +66,7 @@ def _leaks(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "leakage_same_prompt",
             leaked["same_prompt"],
             total,
-            f"{leaked['same_prompt']:,} held-out rows ask what a training row asks",
+            f"{leaked['same_prompt']:,} of {total:,} held-out rows ask what a training row asks",
             mend,
         )
     if leaked["near"]:
@@ -73,7 +74,7 @@ def _leaks(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "leakage_near",
             leaked["near"],
             total,
-            f"{leaked['near']:,} held-out rows say nearly the same as a training row",
+            f"{leaked['near']:,} of {total:,} held-out rows say nearly the same as a training row",
             mend,
         )
 

@@ -67,7 +67,7 @@ class Quality:
         """Looks at the first `most_rows`, at all without; at `sample` of them for languages."""
         self._rows = rows
         self._most_rows = most_rows
-        self._passed = 0
+        self._passed = self._held_out = 0
         self._watch = watch
         self._folder = scratch / "quality"
         self._places = Places(self._folder, own_data=rows.held_out is not None)
@@ -105,6 +105,7 @@ class Quality:
                 yield kept
                 continue
             text = row_text(kept.row)
+            self._held_out += kept.held_out
             self._places.add(kept)
             if odd := self._answers.add(text):
                 self._odd[odd].add(self._places.place(kept))
@@ -144,6 +145,7 @@ class Quality:
             },
             "leakage": {
                 "between": "eval_dataset" if self._rows.held_out is not None else "split",
+                "held_out": self._held_out,
                 "exact": dropped["in_evaluation_data"],
                 "same_prompt": found.leaked_prompts.count,
                 "near": found.leaked.count,
@@ -174,7 +176,7 @@ class Quality:
             return
         # Not at the top: numpy is no part of what importing this package loads.
         from training_data.quality.near import Comparison, Text
-        from training_data.quality.shingles import evened
+        from training_data.quality.shingles import LONGEST_CHARACTERS, evened
 
         if self._comparison is None:
             self._comparison = Comparison(self._folder, self._watch)
@@ -182,8 +184,9 @@ class Quality:
         texts = []
         for text, kept in self._batch:
             prompt = evened(text.prompt)
+            asked = prompt + text.prompt[LONGEST_CHARACTERS:].encode()
             said = prompt + b" " + evened(text.answer) if text.said is None else evened(text.said)
-            texts.append(Text(said, prompt, kept.held_out))
+            texts.append(Text(said, asked, kept.held_out))
             self._sample.add(xxhash.xxh3_64_intdigest(said), text)
         self._comparison.add(texts)
         whole = [text.everything for text, _ in self._batch]

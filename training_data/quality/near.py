@@ -21,8 +21,10 @@ ALIKE = 0.8
 # Of the first so many rows, and it is said: 5 GB of temporary files, and under 1 GB of memory.
 MOST_ROWS = 16_000_000
 _LISTED = 5
-_FIRST_ROWS = 500  # what text is common to most rows is learnt from
-_PARTS, _PROMPT_PARTS = 128, 16
+# What text is common to most rows is learnt from: whichever is reached first.
+_FIRST_ROWS, _FIRST_BYTES = 500, 1 << 21
+_BATCH_BYTES = 1 << 18
+_PARTS, _PROMPT_PARTS = 64, 16
 _PAIRS_AT_ONCE = 1 << 14
 
 
@@ -80,6 +82,7 @@ class Comparison:
         self._prompts = self._stack.enter_context(Buckets(folder / "prompts", _PROMPT_PARTS))
         self._signatures = self._stack.enter_context((folder / "signatures").open("w+b"))
         self._first: list[Text] = []
+        self._first_bytes = 0
         self._common: shingles.Common | None = None
         self._held_out: list[Any] = []
         self._found = Compared()
@@ -103,7 +106,8 @@ class Comparison:
             self._take(fitting)
             return
         self._first += fitting
-        if len(self._first) >= _FIRST_ROWS:
+        self._first_bytes += sum(len(text.whole) for text in fitting)
+        if len(self._first) >= _FIRST_ROWS or self._first_bytes >= _FIRST_BYTES:
             self._begin()
 
     def finish(self) -> Compared:
@@ -119,9 +123,16 @@ class Comparison:
     def _begin(self) -> None:
         self._common = shingles.Common([text.whole for text in self._first])
         self._found.common_share = self._common.share
-        first, self._first = self._first, []
-        for begin in range(0, len(first), 100):
-            self._take(first[begin : begin + 100])
+        batch: list[Text] = []
+        waiting = 0
+        for text in self._first:
+            batch.append(text)
+            waiting += len(text.whole)
+            if waiting >= _BATCH_BYTES:
+                self._take(batch)
+                batch, waiting = [], 0
+        self._take(batch)
+        self._first = []
 
     def _take(self, texts: Sequence[Text]) -> None:
         if not texts or self._common is None:
