@@ -73,8 +73,8 @@ def _leaked(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     own = found["between"] == "eval_dataset"
     same = f"{found['exact']:,} exact (left out), {found['same_prompt']:,} with the same prompt"
     near = f"{found['near']:,} nearly the same{_examples(found['examples'])}"
-    of = f", of {found['held_out']:,} held out"
-    yield "in evaluation data too" if own else "held out and trained on", f"{same}, {near}{of}"
+    of = f"of {found['held_out']:,} held out: "
+    yield "in evaluation data too" if own else "held out and trained on", f"{of}{same}, {near}"
 
 
 def _answers(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
