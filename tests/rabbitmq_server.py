@@ -47,16 +47,16 @@ class Rabbitmqctl:
     environment: dict[str, str]
 
     def vhosts(self) -> list[str]:
-        return self._run("list_vhosts", "--quiet", "--no-table-headers").split()
+        return self.run("list_vhosts", "--quiet", "--no-table-headers").split()
 
     def add(self, vhost: str) -> None:
-        self._run("add_vhost", vhost)
-        self._run("set_permissions", "-p", vhost, self.user, ".*", ".*", ".*")
+        self.run("add_vhost", vhost)
+        self.run("set_permissions", "-p", vhost, self.user, ".*", ".*", ".*")
 
     def delete(self, vhost: str) -> None:
-        self._run("delete_vhost", vhost)
+        self.run("delete_vhost", vhost)
 
-    def _run(self, *arguments: str) -> str:
+    def run(self, *arguments: str) -> str:
         # Its Erlang runtime starts epmd where none runs: not on all interfaces.
         environment = os.environ | {"ERL_EPMD_ADDRESS": "127.0.0.1"} | self.environment
         done = subprocess.run(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import make_url, text
 
-from models.queries.readers import grant_reader
+from models.queries.roles import grant_reader
 from models.session import transaction
 from tests.run_token import run_name
 

@@ -42,6 +42,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "pull": ("machines", "pull", "Machines"),
     "storage": ("storage", "storage", "Machines"),
     "db": ("database", "db", "Machines"),
+    "broker": ("broker", "broker", "Machines"),
     "dispatcher": ("processes", "dispatcher", "Processes"),
     "cpu-worker": ("processes", "cpu_worker", "Processes"),
     "gpu-worker": ("processes", "gpu_worker", "Processes"),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from celora.cli.output import AsJson, print_json
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+Role = Annotated[str, typer.Argument(help="A role of the database; a new one is made.")]
 
 db = typer.Typer(no_args_is_help=True, help="Upgrade and inspect the database's schema.")
 
@@ -53,27 +59,64 @@ def url() -> None:
 
 
 @db.command("grant-reader")
-def grant_reader(
-    role: Annotated[str, typer.Argument(help="A role of the database; a new one is made.")],
-) -> None:
+def grant_reader(role: Role) -> None:
     """Let a role read the views of schema admin, and nothing else.
 
     A new role cannot log in until it is given a password: ALTER ROLE name LOGIN PASSWORD '…'.
     """
-    from models.queries.readers import grant_reader as grant
+    from models.queries.roles import grant_reader as grant
+
+    _grant(grant, role, "reads schema admin")
+
+
+@db.command("grant-app")
+def grant_app(role: Role) -> None:
+    """Let a role run the dispatcher, the API and commands: it writes rows and changes no table.
+
+    Run it as the database's owner, and again after each upgrade.
+    """
+    from models.queries.roles import grant_app as grant
+
+    _grant(grant, role, "may run the dispatcher, the API and commands")
+
+
+@db.command("grant-worker")
+def grant_worker(role: Role) -> None:
+    """Let a role run CPU and GPU workers: it writes what belongs to jobs.
+
+    Run it as the database's owner, and again after each upgrade.
+    """
+    from models.queries.roles import grant_worker as grant
+
+    _grant(grant, role, "may run workers")
+
+
+def _grant(grant: Callable[[Session, str], bool], role: str, what: str) -> None:
     from models.session import transaction
 
     with transaction() as session:
         made = grant(session, role)
-    print(f"{role} {'was made and ' if made else ''}reads schema admin")
+    print(f"{role} {'was made and ' if made else ''}{what}")
 
 
 @db.command("new-key")
 def new_key() -> None:
     """Print a key for CELORA_SECRET_KEY, which seals the secrets that are kept.
 
-    To replace a key put the new one in front of the old one, separated by a comma.
+    To replace a key put the new one in front of the old one, separated by a comma; after
+    `celora db reseal` the old one can go.
     """
     from models import secrets
 
     print(secrets.new_key())
+
+
+@db.command()
+def reseal() -> None:
+    """Seal all stored secrets anew with the first key of CELORA_SECRET_KEY."""
+    from models.queries.sealed import reseal as reseal_all
+    from models.session import transaction
+
+    with transaction() as session:
+        count = reseal_all(session)
+    print(f"sealed anew: {count}. Keys after the first are not needed any more.")

@@ -14,7 +14,7 @@ from celora import record
 from docs.cookbook import PAGE, questions
 from models.errors import InputError, NotFoundError
 from models.queries import attempts, history, products, rollups, samples
-from models.queries.readers import grant_reader
+from models.queries.roles import grant_reader
 from models.session import transaction
 from models.states import Outcome, Stage
 from tests import records
