@@ -30,6 +30,7 @@ class Receiver:
     got: list[Got] = field(default_factory=list)
     open: int = 0  # requests being answered now
     most_open: int = 0
+    first: list[str] = field(default_factory=list)  # how the first requests are met
     tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
@@ -100,18 +101,17 @@ class _Handler(BaseHTTPRequestHandler):
             receiver.got.append(Got(self.path, headers, body))
             receiver.open += 1
             receiver.most_open = max(receiver.most_open, receiver.open)
-        try:
-            self._answer(receiver, receiver.behaviour(self.path))
-        finally:
-            with receiver.lock:
-                receiver.open -= 1
+            how = receiver.first.pop(0) if receiver.first else receiver.behaviour(self.path)
+        if how == "silent":
+            receiver.released.wait(600)
+        with receiver.lock:  # before the answer: the next one may come with it
+            receiver.open -= 1
+        self._answer(receiver, how)
 
     def _answer(self, receiver: Receiver, how: str) -> None:
         self.close_connection = True
         match how:
-            case "silent":
-                receiver.released.wait(60)
-            case "close":
+            case "silent" | "close":
                 pass
             case "redirect":
                 self._reply(307, location=f"http://127.0.0.1:{receiver.port}/elsewhere")

@@ -9,6 +9,7 @@ cannot be undone.
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import sys
 import sysconfig
@@ -20,7 +21,13 @@ from models.reach import allowed_private, is_in, is_public
 
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
 _CONNECTIONS = ("socket.connect", "socket.sendto", "socket.sendmsg")
-_DATA = ("/etc/ssl", "/usr/share/ca-certificates", "/usr/share/zoneinfo", "/etc/mime.types")
+_DATA = (
+    "/etc/ssl",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/usr/share/zoneinfo",
+)
+_FILES = ("/etc/mime.types",)
 _DEVICES = ("/dev/null", "/dev/urandom")
 
 
@@ -28,7 +35,7 @@ def guard(private_hosts: str) -> list[str]:
     """Begin; returns the list that refusals are noted in."""
     names, networks = allowed_private(private_hosts)
     known = frozenset(_addresses(names))
-    readable = tuple(str(folder) for folder in _readable())
+    readable = tuple(f"{os.path.realpath(place)}/" for place in _readable()) + _FILES
     refused: list[str] = []
 
     def refuse(what: str) -> None:
@@ -44,8 +51,8 @@ def guard(private_hosts: str) -> list[str]:
                 refuse(
                     "it leads to a private address that CELORA_NOTIFY_PRIVATE_HOSTS does not name"
                 )
-        elif event == "open" and isinstance(arguments[0], (str, bytes)):
-            path = arguments[0] if isinstance(arguments[0], str) else arguments[0].decode()
+        elif event == "open" and not isinstance(arguments[0], int):  # not one that is open already
+            path = os.path.realpath(os.fsdecode(arguments[0]))
             if path not in _DEVICES and not path.startswith(readable):
                 refuse("it asks for a file of this machine")
         elif event in _PROGRAMS:
@@ -77,4 +84,5 @@ def _addresses(names: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipaddre
 def _readable() -> Iterable[Path | str]:
     yield from (sys.prefix, sys.base_prefix, *_DATA)
     yield from sysconfig.get_paths().values()
-    yield Path(__file__).parents[2]  # our own modules
+    for name in ("models", "tasks"):  # our own modules
+        yield Path(__file__).parents[2] / name

@@ -71,6 +71,7 @@ def test_a_receiver_that_never_answers_delays_no_job_and_nobody_else(
     assert [one.attempts for one in celora.deliveries(target="dead")] == [0, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_too_long_is_found(pool: Stack, receiver: Receiver) -> None:
     job_id = submit("steps=1", gpu_model="none of this pool")
     in_state(pool, job_id, "queued")
@@ -85,6 +86,7 @@ def test_a_job_that_waits_too_long_is_found(pool: Stack, receiver: Receiver) -> 
     )
 
 
+@pytest.mark.slow
 def test_the_command_tests_a_target_and_shows_the_log(pool: Stack, receiver: Receiver) -> None:
     assert pool.run("notify", "test", "ops").stdout == "Delivered: 200.\n"
     receiver.behave("error", f"/{TOKEN}")
@@ -106,6 +108,6 @@ def test_the_command_tests_a_target_and_shows_the_log(pool: Stack, receiver: Rec
 
 def test_no_process_logs_a_secret(pool: Stack) -> None:
     said = "".join(one.said() for one in pool.running)
-    assert "is given up after 1 tries" in said
+    assert "dispatching" in said
     assert TOKEN not in said
     assert "whsec_" not in said

@@ -26,6 +26,7 @@ from models.errors import InputError, SetupError
 from models.notices import Kind
 from models.queries import deliveries
 from models.queries.deliveries import DeliveryView
+from models.queries.sealed import reseal
 from models.session import transaction
 from models.states import Outcome
 from tasks.delivery import webhook
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("_empty")
 SETTINGS = {
     "CELORA_NOTIFY_RETRY_SECONDS": "0.02",
     "CELORA_NOTIFY_ATTEMPTS": "3",
-    "CELORA_NOTIFY_TIMEOUT_SECONDS": "20",
+    "CELORA_NOTIFY_TIMEOUT_SECONDS": "600",
     "CELORA_NOTIFY_PRIVATE_HOSTS": "127.0.0.0/8",
     "CELORA_NOTIFY_ALLOW_HTTP": "true",
     "CELORA_NOTIFY_SERVICES": "json",
@@ -178,15 +179,12 @@ def test_a_receiver_that_does_not_take_it_is_tried_again_then_given_up(
 
 
 def test_one_that_recovers_gets_it_with_the_same_id(receiver: Receiver) -> None:
-    receiver.behave("error")
+    receiver.first = ["error", "close"]
     celora.add_target("ops", webhook=receiver.url)
     job_fails()
     with delivering():
-        until(lambda: bool(receiver.got), "the first try")
-        receiver.behave("ok")
         (seen,) = ended()
-    assert seen.state == "delivered"
-    assert seen.attempts > 1
+    assert (seen.state, seen.attempts) == ("delivered", 3)
     assert len({one.headers["webhook-id"] for one in receiver.got}) == 1
 
 
@@ -228,7 +226,7 @@ def test_a_receiver_that_never_answers_holds_up_no_other(receiver: Receiver) -> 
     with delivering():
         until(lambda: len(receiver.at("/silent")) == 1, "the silent one has it")
         second = job_fails()
-        until(lambda: len(receiver.at("/hook")) == 2, "the other gets both")
+        ended(2)
         assert [one.state for one in celora.deliveries(target="ops")] == ["delivered"] * 2
         waiting = celora.deliveries(target="silent")
         assert [one.job for one in waiting] == [second, first]
@@ -341,6 +339,7 @@ def test_a_service_of_apprise_is_told_in_words(receiver: Receiver) -> None:
     assert said["type"] == "failure"
 
 
+@pytest.mark.slow
 def test_a_service_that_refuses_is_tried_again_with_its_status_on_record(
     receiver: Receiver,
 ) -> None:
@@ -445,3 +444,17 @@ def _all_rows() -> str:
             for name in names
             for row in session.execute(text(f'SELECT * FROM "{name}"'))  # noqa: S608 (a table's name)
         )
+
+
+def test_a_key_is_replaced_without_losing_a_target(receiver: Receiver) -> None:
+    old, new = secrets.new_key(), secrets.new_key()
+    with variables(CELORA_SECRET_KEY=old):
+        made = celora.add_target("ops", webhook=receiver.url)
+    with variables(CELORA_SECRET_KEY=f"{new},{old}"), transaction() as session:
+        assert reseal(session) == 2
+    with variables(CELORA_SECRET_KEY=new):
+        celora.send_test("ops")
+        with delivering():
+            ended()
+    (got,) = receiver.got
+    assert Webhook(made.secret or "").verify(got.body, got.headers)["type"] == "test"
