@@ -63,6 +63,7 @@ class ChatDesk:
         self._answers: dict[int, _Answer] = {}  # by position of the turn
         self._taken = 0  # position of the last turn that was handed in
         self._active_at = time.monotonic()
+        self._away_at: float | None = None  # when the database last did not answer
         self._over = False
         self._open = False
         self._lock = threading.Lock()
@@ -125,6 +126,7 @@ class ChatDesk:
                 self._on_stale()
             except UnavailableError as error:
                 _log.warning("chat %s: %s; trying again", self._job_id, error.what)
+                self._away_at = time.monotonic()
                 self._closed.wait(_RETRY_SECONDS)
             except Exception as error:  # noqa: BLE001 (its text may hold what was said)
                 _log.error("chat %s: %s", self._job_id, type(error).__name__)
@@ -163,7 +165,10 @@ class ChatDesk:
             self._hand_in(Turn(position=turn.position, subject=turn.subject, prompt=turn.prompt))
 
     def _why_over(self, found: chats.Waiting) -> str | None:
-        if why := why_left(found):
+        # While the database is away, a client cannot say that it lives.
+        lost = settings().chat_lost_seconds
+        away = self._away_at is not None and time.monotonic() - self._away_at < lost
+        if (why := why_left(found)) and (found.closed or not away):
             return why
         idle = time.monotonic() - self._active_at
         if (
