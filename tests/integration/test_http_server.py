@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -200,6 +201,14 @@ def test_a_rate_holds_over_all_processes(http: httpx.Client, server: ApiServer) 
         client.files.list()
     free = http.get("/v1/files", headers=bearer(key_for("rates")))
     assert "x-ratelimit-limit-requests" not in free.headers
+
+
+def test_a_rate_holds_for_requests_at_the_same_moment(http: httpx.Client) -> None:
+    limited = bearer(key_for("rates", per_minute=1))
+    with serving() as other, ThreadPoolExecutor(8) as pool:
+        urls = [f"{base}/v1/files" for base in (str(http.base_url).rstrip("/"), other.url)] * 4
+        codes = list(pool.map(lambda url: httpx.get(url, headers=limited).status_code, urls))
+    assert sorted(codes) == [200] + [429] * 7
 
 
 def test_every_answer_has_an_id_and_security_headers(http: httpx.Client, key: str) -> None:
