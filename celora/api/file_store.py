@@ -51,7 +51,7 @@ def keep_file(
     folder = store.incoming_folder(url)
     try:
         folder.mkdir(parents=True)
-        size_bytes, digest = _write(content, folder / _NAME)
+        size_bytes, line_count, digest = _write(content, folder / _NAME)
         if purpose == "fine-tune":
             _require_room(tenant_id, user, size_bytes)
             require_rows(folder / _NAME, columns or {})
@@ -70,6 +70,7 @@ def keep_file(
                 purpose=purpose,
                 filename=filename,
                 size_bytes=size_bytes,
+                line_count=line_count,
                 digest=digest,
                 url=url,
                 lives_seconds=lives_seconds,
@@ -132,16 +133,17 @@ def _dataset(file: StoredFile) -> str:
     return store.join(file.url, _NAME)
 
 
-def _write(content: IO[bytes], path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of what was written, for good."""
-    digest, size_bytes = hashlib.sha256(), 0
+def _write(content: IO[bytes], path: Path) -> tuple[int, int, str]:
+    """Size, lines and SHA-256 of what was written, for good."""
+    digest, size_bytes, line_count, last = hashlib.sha256(), 0, 0, b"\n"
     with path.open("xb") as file:
         while block := content.read(_CHUNK_BYTES):
             digest.update(block)
             size_bytes += file.write(block)
+            line_count, last = line_count + block.count(b"\n"), block[-1:]
         file.flush()
         os.fsync(file.fileno())
-    return size_bytes, digest.hexdigest()
+    return size_bytes, line_count + (last != b"\n"), digest.hexdigest()
 
 
 def _require_room(tenant_id: int, user: str, size_bytes: int) -> None:

@@ -19,6 +19,7 @@ from celora.api.job_requests import CreateJob
 from celora.client import put_on_record
 from models.errors import NotFoundError, SpecError
 from models.queries import jobs
+from models.queries.files import find_file
 from models.queries.finish import expected_finishes
 from models.session import transaction
 from models.spec import JobSpec
@@ -72,7 +73,8 @@ def create_job(
         validation = request.validation_file and resolve_training_file(
             session, caller, request.validation_file, param="validation_file"
         )
-        files = Files(training, validation, rows=None)
+        known = find_file(session, caller.tenant_id, request.training_file)
+        files = Files(training, validation, rows=known.line_count if known else None)
         spec = openai_spec(request, files, seed=secrets.randbelow(_MAX_SEED + 1))
         job = put_in_queue(session, caller, spec, kept(request), idempotency_key)
         return answer(session, job)

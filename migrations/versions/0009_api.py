@@ -77,6 +77,7 @@ def _files() -> None:
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("filename", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("line_count", sa.BigInteger()),
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
         _created(),

@@ -25,6 +25,7 @@ class NewFile:
     purpose: str
     filename: str
     size_bytes: int
+    line_count: int
     digest: str
     url: str
     lives_seconds: int | None = None  # none: until it is deleted
@@ -41,6 +42,7 @@ def insert_file(session: Session, new: NewFile) -> StoredFile:
         purpose=new.purpose,
         filename=new.filename,
         size_bytes=new.size_bytes,
+        line_count=new.line_count,
         digest=new.digest,
         url=new.url,
         expires_at=None if lives is None else func.now() + lives,

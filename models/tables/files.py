@@ -27,6 +27,7 @@ class StoredFile(Base):
     purpose: Mapped[str]  # fine-tune, fine-tune-results
     filename: Mapped[str]  # as its owner calls it; never a path of ours
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    line_count: Mapped[int | None] = mapped_column(BigInteger)  # for "auto" hyperparameters
     digest: Mapped[str]  # SHA-256, hexadecimal
     url: Mapped[str]  # of the folder in the store
     created_at: Mapped[Created]
