@@ -22,7 +22,7 @@ ALIKE = 0.8
 MOST_ROWS = 16_000_000
 _LISTED = 5
 # What text is common to most rows is learnt from: whichever is reached first.
-_FIRST_ROWS, _FIRST_BYTES = 500, 1 << 21
+_FIRST_ROWS, _FIRST_BYTES = 500, 1 << 19
 _BATCH_BYTES = 1 << 18
 _PARTS, _PROMPT_PARTS = 64, 16
 _PAIRS_AT_ONCE = 1 << 14
