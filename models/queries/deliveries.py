@@ -84,6 +84,8 @@ def finish(
     if cause is not None:
         pause = None if give_up else pause_after(sending.attempt)
         state = DeliveryState.FAILED if pause is None else DeliveryState.WAITING
+    # Targets before deliveries, as everywhere: two that lock them cannot wait for each other.
+    session.execute(_FREE, {"target_id": sending.target_id, "sending": sending.sending})
     session.execute(
         _FINISH,
         {
@@ -95,7 +97,6 @@ def finish(
             "pause": max(pause or 0.0, retry_after or 0.0),
         },
     )
-    session.execute(_FREE, {"target_id": sending.target_id, "sending": sending.sending})
     return state
 
 
