@@ -44,7 +44,7 @@ class WinRate:
         low, high = self.interval
         return (
             f"{self.rate:.0%} (95 % interval {low:.0%}-{high:.0%}; {self.ratings} ratings by"
-            f" {self.people}: {self.tuned} tuned, {self.base} base, {self.ties} ties)"
+            f" {self.people}: {self.tuned} tuned, {self.base} base, {self.ties} tied)"
         )
 
     def as_json(self) -> dict[str, float | int | None]:

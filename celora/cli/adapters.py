@@ -113,6 +113,12 @@ def _table(found: list[AdapterVersion]) -> Any:
     return table(titles, rows, right="loss age")
 
 
+def _code(versions: dict[str, str]) -> str:
+    """Celora's own version first."""
+    others = ", ".join(f"{name} {of}" for name, of in sorted(versions.items()) if name != "celora")
+    return f"Celora {versions.get('celora', '(not told)')}" + (f" with {others}" if others else "")
+
+
 def _arrow(one: AdapterVersion, figure: str) -> str:
     """Base → tuned."""
     values = [one.evaluation.get(subject, {}).get(figure) for subject in ("base", "tuned")]
@@ -131,7 +137,7 @@ def _facts(one: AdapterVersion) -> list[tuple[str, str]]:
         ("method", one.method if one.rank is None else f"{one.method}, rank {one.rank}"),
         ("data digest", one.data_digest or "none"),
         ("seed", str(one.seed)),
-        ("code", ", ".join(f"{n} {v}" for n, v in sorted(one.code_versions.items())) or "none"),
+        ("code", _code(one.code_versions)),
         ("files", f"{one.url} ({size(one.size_bytes)})"),
         ("digest", one.digest or "none"),
         ("registered", f"{one.registered_at.astimezone():%F %T} by {one.registered_by}"),

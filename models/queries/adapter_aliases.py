@@ -18,6 +18,7 @@ from models.errors import GateError, InputError, NotFoundError, StateError
 from models.gates import Figure
 from models.queries.adapter_gates import holder_of, judge_version, past_holders
 from models.queries.adapters import find_name, lock_name, require_plain_name
+from models.queries.history import printable
 from models.tables import Adapter, AdapterAlias, AdapterMove, AdapterName
 
 
@@ -176,7 +177,7 @@ def _move(
         from_id=None if holder is None else holder.id,
         to_id=None if to is None else to.id,
         figures=[figure.as_json() for figure in figures],
-        reason=reason,
+        reason=None if reason is None else printable(reason),
         moved_by=who,
     )
     session.add(move)

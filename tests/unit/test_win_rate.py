@@ -46,5 +46,5 @@ def test_nobody_has_rated() -> None:
 
 def test_it_is_said_in_one_line() -> None:
     assert str(WinRate(8, 1, 1, 2)) == (
-        "85% (95 % interval 54%-96%; 10 ratings by 2: 8 tuned, 1 base, 1 ties)"
+        "85% (95 % interval 54%-96%; 10 ratings by 2: 8 tuned, 1 base, 1 tied)"
     )
