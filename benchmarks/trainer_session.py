@@ -142,6 +142,10 @@ class TrainerSession:
     ) -> None:
         self._process.leave()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def run(self, job: Job) -> Outcome:
         """Raises SetupError with what the trainer said when the job does not complete."""
         self._process.send(job.command())

@@ -107,7 +107,7 @@ def planning_table() -> str:
 
     trained_bytes = "adapter, gradients, optimizer"
     titles = ["model", "method", "trained", "weights", trained_bytes]
-    titles += ["activations", "reference", "low / expected / high"]
+    titles += ["activations", "casts", "reference", "low / expected / high"]
     lines = [_row(*titles), _row(*["---"] * len(titles))]
     models = {"8B": LLAMA_8B, "70B": LLAMA_70B, "`make demo`'s": DEMO_BASE}
     methods: dict[str, dict[str, Any]] = {
@@ -128,6 +128,7 @@ def planning_table() -> str:
                 parts["weights"],
                 parts["adapter"] + parts["gradients"] + parts["optimizer"],
                 parts["activations"],
+                parts.get("casts"),
                 parts.get("reference"),
             )
             told = ["—" if value is None else f"{value:,.{digits}f}" for value in sums]

@@ -28,7 +28,7 @@ _ALIKE = (
     "gradient_checkpointing",
     "attention",
 )
-_FIXED = frozenset({"weights", "adapter", "gradients", "optimizer", "logits", "reference"})
+_FIXED = frozenset({"weights", "adapter", "gradients", "optimizer", "casts", "logits", "reference"})
 # Beyond these the two are no like jobs, whatever their settings say.
 _LEAST, _MOST = 0.2, 5.0
 

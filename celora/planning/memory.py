@@ -103,9 +103,11 @@ def estimate(
         _exact("gradients", model.trainable * trained),
         _optimizer(spec, model, trained),
     )
+    copies = cast_bytes(spec, model)
     moving = (
         _spread("activations", activation_bytes(spec, model, tokens, row_tokens, compute,
                 checkpointing=checkpointing) * correction, _ACTIVATIONS),
+        *([Part("casts", 0.0, copies, copies)] if copies else []),
         _exact("logits", head_bytes(spec, model, tokens, compute)),
         *([_spread("reference", reference_bytes(model, tokens, compute), _ACTIVATIONS)]
           if spec.method == "dpo" else []),
@@ -144,6 +146,14 @@ def head_bytes(spec: JobSpec, model: Architecture, tokens: int, compute: int) ->
     tile = min(tokens, HEAD_TILE_TOKENS) * min(HEAD_TILE_LOGITS, model.vocabulary)
     weight_gradient = model.vocabulary * model.hidden * 4 if spec.held_as == "full" else 0
     return tile * (compute + 4) + tokens * model.hidden * 4 + weight_gradient
+
+
+def cast_bytes(spec: JobSpec, model: Architecture) -> float:
+    """Full training in fp32: autocast keeps the copies that it has made of the layers' weights until
+    a forward pass ends. Of an adapter they are too small to count."""
+    if spec.held_as != "full" or spec.bf16_pure or spec.precision == "fp32":
+        return 0.0
+    return (model.quantisable + model.vocabulary * model.hidden) * 2.0
 
 
 def reference_bytes(model: Architecture, tokens: int, compute: int) -> float:

@@ -115,7 +115,7 @@ def on_device(spec: JobSpec, kind: str) -> JobSpec:
     if kind == "cuda":
         return spec
     changes = {}
-    if spec.precision == "auto" and spec.held_as == "lora":
+    if spec.precision == "auto" and spec.held_as != "qlora" and not spec.bf16_pure:
         changes["precision"] = "fp32"
     if spec.gradient_checkpointing == "auto":
         changes["gradient_checkpointing"] = "off"

@@ -55,6 +55,15 @@ def test_8b_full_needs_16_or_8_bytes_a_parameter(pure: bool, gigabytes: float) -
     assert states / 1e9 == pytest.approx(gigabytes, rel=0.01)
 
 
+def test_full_training_in_fp32_has_copies_of_its_weights_while_it_reads() -> None:
+    names = {one.name for one in memory(LLAMA_8B, method="full").parts}
+    assert "casts" in names
+    assert part(memory(LLAMA_8B, method="full"), "casts") / 1e9 == pytest.approx(15, abs=0.1)
+    for fields in ({"bf16_pure": True}, {"precision": "fp32"}):
+        whole = memory(LLAMA_8B, method="full", **fields)
+        assert "casts" not in {one.name for one in whole.parts}
+
+
 def test_an_adapter_of_a_16_bit_base_is_trained_in_32_bits() -> None:
     planned = memory(LLAMA_8B, method="lora")
     assert part(planned, "weights") == LLAMA_8B.parameters * 2
@@ -124,6 +133,8 @@ def test_a_cpu_computes_in_fp32_and_recomputes_nothing() -> None:
     there = on_device(spec(), "cpu")
     assert (there.precision, there.gradient_checkpointing) == ("fp32", "off")
     assert on_device(spec(method="qlora"), "cpu").precision == "auto"
+    assert on_device(spec(method="full"), "cpu").precision == "fp32"
+    assert on_device(spec(method="full", bf16_pure=True), "cpu").precision == "auto"
     assert weight_bytes(there, LLAMA_8B, 4) == LLAMA_8B.parameters * 4
 
 
