@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -94,6 +95,7 @@ def examine(server: ApiServer, known: dict[str, str], *, examples: int) -> int:
 
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         asking(result.ok())()
     return asked
 

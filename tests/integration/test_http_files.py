@@ -131,8 +131,13 @@ def test_other_purposes_and_shapes_of_request(client: OpenAI, server: ApiServer)
         client.files.create(file=("a.jsonl", rows()), purpose="batch")
     assert caught.value.param == "purpose"
     headers = {"Authorization": f"Bearer {client.api_key}"}
-    for body in ({"json": {}}, {"content": b"x"}, {"data": {"purpose": "fine-tune"}}):
-        answer = httpx.post(f"{server.v1}/files", headers=headers, **body)  # type: ignore[arg-type]
+    bodies: list[dict[str, Any]] = [
+        {"json": {}},
+        {"content": b"x"},
+        {"data": {"purpose": "fine-tune"}},
+    ]
+    for body in bodies:
+        answer = httpx.post(f"{server.v1}/files", headers=headers, **body)
         assert answer.status_code == 400, answer.text
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 

@@ -4,7 +4,7 @@ not open it. A route that has no row here fails the test."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ class Row:
     verb: str
     path: str
     scope: str
-    things: dict[str, Callable[[World], str]] = field(default_factory=dict)
+    things: Mapping[str, Callable[[World], str]] = field(default_factory=dict)
     body: Callable[[World], dict[str, Any]] | None = None
     own: tuple[int, ...] = (200,)  # what its owner may be answered
     names_file: bool = False  # its body names the owner's file: 400 for another tenant
