@@ -8,7 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -392,6 +395,26 @@ def test_the_short_form(stack: Stack, raw: httpx.Client, training_file: str) -> 
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "rnak")
     outside = raw.post("/finetune", json=sent | {"dataset": "/etc/passwd"})
     assert outside.json()["error"]["code"] == "dataset_not_allowed"
+
+
+def test_the_example_runs(server: str, client: OpenAI) -> None:
+    example = Path(__file__).parents[2] / "examples" / "openai_client.py"
+    theirs = {
+        "CELORA_API_URL": server,
+        "CELORA_API_KEY": client.api_key,
+        "CELORA_API_MODEL": "quick",
+    }
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        env=os.environ | theirs,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "uploaded smart_home.jsonl" in done.stdout
+    assert "12 steps; loss from" in done.stdout
 
 
 def test_a_webhook_is_verified(
