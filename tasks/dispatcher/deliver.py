@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Sent at once. A webhook costs a socket; a service costs a process of half a second's work.
-_AT_ONCE = {Kind.WEBHOOK: 100, Kind.APPRISE: 2}
+_AT_ONCE = {Kind.WEBHOOK: 100, Kind.APPRISE: 4}
 LOOK_SECONDS = 1.0
 _STOP_CHECK_SECONDS = 0.25
 _AFTER_A_FAULT_SECONDS = 5.0
