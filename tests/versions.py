@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from models.queries import attempts, products
-from models.queries.adapter_versions import artifact_of
 from models.session import transaction
 from models.states import Outcome, Stage
 from models.tables import Job
@@ -57,11 +56,8 @@ def _completed(
     who = (job_id, records.claimed(job_id, Stage.TRAIN).fence)
     with transaction() as session:
         if adapter:
-            url = f"/{job_id}"
-            products.register_artifact(
-                session, *who, kind="adapter", url=url, size_bytes=7, digest="d"
-            )
-            assert artifact_of(session, job_id) is not None
+            kind, url = "model" if fields.get("method") == "full" else "adapter", f"/{job_id}"
+            products.register_artifact(session, *who, kind=kind, url=url, size_bytes=7, digest="d")
         for subject, found in (("base", BASE), ("tuned", evaluation)):
             if evaluation is not None and found is not None:
                 figures: dict[str, Any] = {"token_accuracy": 0.5, "seconds": 1.0, **found}

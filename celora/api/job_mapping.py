@@ -42,6 +42,8 @@ def openai_spec(request: CreateJob, files: Files, *, seed: int) -> JobSpec:
         fields["seed"] = seed if request.seed is None else request.seed
     if request.suffix is not None:
         fields["name"] = shown_suffix(request.suffix) or None
+        if "adapter_name" not in given:  # its adapter is the next version of that name
+            fields["adapter_name"] = fields["name"]
     for name in given:
         if name in fields:
             raise ApiError(

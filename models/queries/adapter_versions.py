@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from models.errors import StateError
 from models.queries.history import add_event
-from models.states import JobState
+from models.states import JobState, Purpose
 from models.tables import Adapter, Artifact, Job
 
 
@@ -44,8 +44,9 @@ def add_version(session: Session, job: Job, name: str, who: str) -> Adapter:
     Raises StateError for a job that has not completed or has left no adapter.
     """
     artifact = artifact_of(session, job.id)
-    if artifact is None or job.state != JobState.COMPLETED:
-        why = f"is {job.state}" if job.state != JobState.COMPLETED else "has no adapter any more"
+    completed = job.state == JobState.COMPLETED and job.purpose == Purpose.TUNE
+    if artifact is None or not completed:
+        why = "has no adapter any more" if completed else f"is {job.state} ({job.purpose})"
         raise StateError(
             f"job {job.id} {why}: only what a completed job has trained gets a version",
             remedy="`celora job` shows where it stands",

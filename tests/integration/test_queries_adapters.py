@@ -63,6 +63,12 @@ def test_a_job_that_asked_for_a_name_becomes_its_next_version() -> None:
     assert kinds == ["completed", "adapter"]
 
 
+def test_a_whole_model_is_a_version_as_well() -> None:
+    trained(adapter_name="bot", method="full")
+    one = version("bot/1")
+    assert (one.kind, one.rank, one.method) == ("model", None, "full")
+
+
 def test_each_tenant_counts_for_itself() -> None:
     jobs = {tenant: trained(tenant, adapter_name="bot") for tenant in ("a", "b")}
     for tenant, job_id in jobs.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -161,6 +164,24 @@ def test_taking_an_alias_away_opens_no_way_around_a_gate() -> None:
     with pytest.raises(NotFoundError):
         move(None)
     assert back().to_version == 1
+
+
+def test_two_moves_at_once_take_turns() -> None:
+    """Whichever is first, the better one holds the alias in the end."""
+    version(), version(tuned={"loss": 0.9}), version(tuned={"loss": 0.8})
+    gate("loss")
+    move(1)
+    together = threading.Barrier(2)
+
+    def race(number: int) -> None:
+        together.wait(30)
+        with suppress(GateError):
+            move(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(race, (2, 3)))
+    assert holder() == "bot/3"
+    assert moves()[-1][2] == 3
 
 
 def test_a_win_rate_as_a_gate() -> None:

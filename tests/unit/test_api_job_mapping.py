@@ -47,7 +47,9 @@ def test_numbers_are_taken_as_they_are() -> None:
     spec = spec_of(hyperparameters=numbers, celora={"method": "qlora", "rank": 4}, suffix="a b/c")
     assert (spec.epochs, spec.batch_size, spec.gradient_accumulation) == (7, 2, 5)
     assert spec.learning_rate == pytest.approx(4e-4)
-    assert (spec.rank, spec.name) == (4, "a-b-c")
+    assert (spec.rank, spec.name, spec.adapter_name) == (4, "a-b-c", "a-b-c")
+    mine = spec_of(celora={"adapter_name": "bot"}, suffix="a b/c")
+    assert (mine.name, mine.adapter_name) == ("a-b-c", "bot")
     told = answered(spec)
     assert (told.n_epochs, told.batch_size, told.learning_rate_multiplier) == (7, 10, 2)
 
