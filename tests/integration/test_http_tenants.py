@@ -15,7 +15,7 @@ from celora.api.app import create_app
 from celora.api.keys import create_key
 from models.queries.api_keys import revoke_key
 from models.session import transaction
-from tests import records
+from tests import records, stored
 from tests.api_server import ApiServer, key_for, serving
 from tests.environment import variables
 
@@ -57,6 +57,11 @@ class World:
     def job(self) -> str:
         return records.submit(OWNER)
 
+    def model(self) -> str:
+        headers = {"Authorization": f"Bearer {self.keys[OWNER]['read']}"}
+        answer = self.http.get(f"/v1/fine_tuning/jobs/{stored.trained(OWNER)}", headers=headers)
+        return str(answer.json()["fine_tuned_model"])
+
 
 def upload(_: World) -> dict[str, Any]:
     return {
@@ -93,9 +98,7 @@ class Row:
 
 JOB = {"job_id": World.job}
 FILE = {"file_id": World.file}
-NO_MODEL = {
-    "model": lambda _: "ft:owner-tiny:owners::abcdefgh"
-}  # own models: see the client's test
+MODEL = {"model": World.model}
 ROWS = [
     Row("POST", "/v1/files", "submit", body=upload),
     Row("GET", "/v1/files", "read"),
@@ -112,8 +115,8 @@ ROWS = [
     Row("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints", "read", JOB),
     Row("GET", "/v1/fine_tuning/jobs/{job_id}/stream", "read", JOB),
     Row("GET", "/v1/models", "read"),
-    Row("GET", "/v1/models/{model}", "read", NO_MODEL, own=(404,)),
-    Row("DELETE", "/v1/models/{model}", "admin", NO_MODEL, own=(404,)),
+    Row("GET", "/v1/models/{model}", "read", MODEL),
+    Row("DELETE", "/v1/models/{model}", "admin", MODEL),
     Row("POST", "/finetune", "submit", body=short_job, own=(200, 201), names_file=True),
     Row("GET", "/finetune/{job_id}", "read", JOB),
     Row("POST", "/v1/chat/completions", "read", body=chat, own=(404,)),
