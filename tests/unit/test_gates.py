@@ -15,7 +15,7 @@ TUNED = {"loss": 1.1, "perplexity": 3.0, "exact_match": 0.8, "bleu": 60.0, "roug
 HOLDER = Standing(label="bot/1", held_out="rows", answered=(200,), base=BASE, tuned=TUNED)
 
 
-def candidate(ratings: tuple[int, int] = (0, 0), **figures: float | None) -> Standing:
+def candidate(ratings: tuple[int, int] = (0, 0), /, **figures: float | None) -> Standing:
     return replace(
         HOLDER, label="bot/2", tuned=TUNED | figures, ratings=WinRate(*ratings, ties=0, people=1)
     )
