@@ -21,6 +21,9 @@ class Settings(BaseSettings):
 
     database_url: str = Field("", description="Postgres URL; empty: the embedded server in `home`")
     broker_url: str = Field("", description="Celery broker URL; empty: a folder in `home`")
+    broker_ca: str = Field(
+        "", description="file of the authority that an amqps:// broker's certificate comes from"
+    )
     artifacts: str = Field("", description="fsspec URL for checkpoints, prepared data and adapters")
     home: Path = Field(Path("~/.celora"), description="folder for all local state")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from models.settings import settings
 
 FOLDER_SCHEME = "filesystem://"
+TLS_SCHEME = "amqps://"
 
 # Exchanges that carry a table of queues: kombu truncates a table before it locks it, when it makes
 # it, so a second worker that starts at the same moment would wipe the first one's row.
@@ -20,6 +23,7 @@ def broker_settings(url: str) -> dict[str, Any]:
         return {"broker_url": FOLDER_SCHEME, "broker_transport_options": _in_folder(folder)}
     return {
         "broker_url": url,
+        "broker_use_ssl": tls_options(url),
         "broker_transport_options": {
             "confirm_publish": True,  # else a message that the broker refuses is lost unnoticed
             # Seconds that a silent broker may hold up a publish, and what opens a channel for it.
@@ -32,6 +36,19 @@ def broker_settings(url: str) -> dict[str, Any]:
         # Replies go where the caller asks for them (`reply_to`); nothing is kept in the broker.
         # Only `celora.submit` has a result.
         "result_backend": "rpc://",
+    }
+
+
+def tls_options(url: str) -> dict[str, Any] | Literal[False]:
+    """kombu's `ssl` for `url`: the certificate and the name in it are checked for amqps://.
+
+    Without these kombu would encrypt, and trust anybody.
+    """
+    if not url.startswith(TLS_SCHEME):
+        return False
+    return {
+        "context": {"cafile": settings().broker_ca or None, "check_hostname": True},
+        "server_hostname": None,  # kombu puts the URL's host here
     }
 
 

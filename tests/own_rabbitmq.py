@@ -83,8 +83,12 @@ class Running:
 
 
 @contextmanager
-def own_server(folder: Path, erlang_arguments: str = "") -> Iterator[Running]:
+def own_server(
+    folder: Path, erlang_arguments: str = "", configuration: str = ""
+) -> Iterator[Running]:
     """Start it below `folder` and stop it at the end; `-rabbit NAME VALUE` is an argument.
+
+    `configuration`: further lines of rabbitmq.conf.
 
     Raises SetupError where it cannot be started.
     """
@@ -92,6 +96,8 @@ def own_server(folder: Path, erlang_arguments: str = "") -> Iterator[Running]:
     amqp, distribution, epmd = free_port(), free_port(), free_port()
     environment = _configure(folder, amqp=amqp, distribution=distribution, epmd=epmd)
     environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" {erlang_arguments}"
+    with Path(environment["RABBITMQ_CONFIG_FILE"]).open("a") as lines:
+        lines.write(configuration)
     log_path = folder / "rabbitmq.log"
     with log_path.open("ab") as log:
         # Our own epmd: one that the runtime starts by itself stays behind for ever.

@@ -122,12 +122,15 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def own_server(folder: Path) -> Iterator[OwnPostgres]:
-    """PostgreSQL from the wheel on a free loopback port, below `folder`, stopped at the end.
+def own_server(
+    folder: Path, *, programs: Runner | None = None, settings: str = ""
+) -> Iterator[OwnPostgres]:
+    """PostgreSQL on a free loopback port, below `folder`, stopped at the end.
 
+    From the wheel, or with other `programs`; `settings`: further ones, as `-c name=value`.
     `folder` must be one that others may enter: as root the server runs as another user.
     """
-    programs = runner()
+    programs = programs or runner()
     data = folder / "data"
     programs.own(data)
     password = secrets.token_urlsafe(16)
@@ -147,6 +150,7 @@ def own_server(folder: Path) -> Iterator[OwnPostgres]:
     options = (
         f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
         " -c fsync=off -c full_page_writes=off -c max_connections=200 -c shared_buffers=64MB"
+        f" {settings}"
     )
     url = f"postgresql+psycopg://postgres:{password}@127.0.0.1:{port}/postgres"
     server = OwnPostgres(url, programs, folder, options)

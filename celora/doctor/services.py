@@ -12,7 +12,7 @@ from celora.doctor.check import Check, Verdict
 from models import store
 from models.errors import CeloraError, UnavailableError
 from models.settings import settings
-from tasks.broker import FOLDER_SCHEME
+from tasks.broker import FOLDER_SCHEME, tls_options
 
 _OLDEST_POSTGRES = 15
 _UP = "start `celora up`, or set CELORA_DATABASE_URL to your own server"
@@ -80,7 +80,7 @@ def broker() -> Iterator[Check]:
             yield Check("broker", Verdict.OK, f"folder {folder}")
         return
     try:
-        with Connection(url, connect_timeout=5) as connection:
+        with Connection(url, connect_timeout=5, ssl=tls_options(url)) as connection:
             shown = connection.as_uri()  # without the password
             connection.ensure_connection(max_retries=1, timeout=5)
     except Exception as error:  # noqa: BLE001 (each transport has errors of its own)

@@ -132,6 +132,7 @@ def _connect() -> Any:
     connection = Connection(
         broker["broker_url"],
         connect_timeout=CONNECT_SECONDS,
+        ssl=broker.get("broker_use_ssl", False),
         transport_options=broker["broker_transport_options"]
         | {
             "read_timeout": CONFIRM_SECONDS,
