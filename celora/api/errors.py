@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import DataError as UnstorableError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
@@ -69,6 +70,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(CeloraError, _celora_error)
     app.add_exception_handler(PoolTimeoutError, _too_busy)
+    app.add_exception_handler(UnstorableError, _not_storable)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -143,6 +145,13 @@ def _celora_error(_: Request, error: Exception) -> JSONResponse:
 def _too_busy(_: Request, error: Exception) -> JSONResponse:
     log.error("no connection to the database was free: %s", error)
     return answer(translated(UnavailableError("no connection to the database was free")))
+
+
+def _not_storable(_: Request, error: Exception) -> JSONResponse:
+    """Postgres has no NUL character; an id or a name with one is nothing that could be found."""
+    log.warning("%s: a value could not be sent to the database", type(error).__name__)
+    message = "a value that was sent holds a character that cannot be stored"
+    return answer(ApiError(400, message, code="invalid_value"))
 
 
 def _not_valid(_: Request, error: Exception) -> JSONResponse:

@@ -131,6 +131,15 @@ def test_a_wrong_body_is_not_repeated(http: httpx.Client) -> None:
     assert SECRET_TEXT not in wrong.text + log.getvalue()
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/files/%00", "/v1/files?after=%00", "/v1/files?purpose=%00", "/v1/files/a%00/content"],
+)
+def test_a_character_that_cannot_be_stored(http: httpx.Client, key: str, path: str) -> None:
+    answer = http.get(path, headers=bearer(key))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+
+
 def test_keys_that_open_nothing(http: httpx.Client, server: ApiServer) -> None:
     over = create_key(
         tenant="team",
