@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -90,7 +91,8 @@ class Conversation:
         trace: TracebackType | None,
     ) -> None:
         self._closed.set()
-        with transaction() as session:
+        # With the database away it cannot be said; the worker misses us soon.
+        with suppress(UnavailableError), transaction() as session:
             chats.close(session, self.job.id)
             if get_job(session, self.job.id).state == JobState.QUEUED:
                 request_stop(session, self.job.id, StopReason.CANCEL)

@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from models.adapter_work import Format, Subject
-from models.queries import adapter_work, chats
+from models.queries import adapter_work, chats, products
 from models.queries.adapters import resolve
 from models.session import transaction
+from models.states import Outcome
 from models.tables import ChatTurn
+from tests import records
+
+
+def trained(kind: str = "adapter", **fields: object) -> str:
+    """A job that has completed, with an adapter on record; its GPU is free again."""
+    taken = records.running(evaluate=False, **fields)
+    with transaction() as session:
+        products.register_artifact(
+            session, taken.job_id, taken.fence, kind=kind, url="/adapter", size_bytes=10
+        )
+    records.end(taken.job_id, taken.fence, Outcome.COMPLETED)
+    records.add_gpu()
+    return taken.job_id
 
 
 def export(job_id: str, form: Format = "merged") -> str:

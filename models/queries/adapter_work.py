@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
@@ -36,6 +36,12 @@ _NOT_TAKEN_OVER: dict[str, Any] = {
 
 def insert_export(session: Session, found: Resolved, form: Format, *, user: str) -> Job:
     """Put an export on record: it waits for a GPU. Raises InputError."""
+    if form not in get_args(Format):
+        raise InputError(
+            f"{form!r} is no format of an export",
+            where="format",
+            remedy=f"use {', '.join(get_args(Format))}",
+        )
     if form == "adapter" and found.kind == "model":
         raise InputError(
             f"{found.reference} was trained with method full: it is a whole model, and has no"

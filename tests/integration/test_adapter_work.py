@@ -23,20 +23,8 @@ def _empty(database: str) -> None:  # noqa: ARG001 (it has to be there)
     records.clear()
 
 
-def trained(kind: str = "adapter", **fields: object) -> str:
-    """A job that has completed, with an adapter on record; its GPU is free again."""
-    taken = records.running(evaluate=False, **fields)
-    with transaction() as session:
-        products.register_artifact(
-            session, taken.job_id, taken.fence, kind=kind, url="/adapter", size_bytes=10
-        )
-    records.end(taken.job_id, taken.fence, Outcome.COMPLETED)
-    records.add_gpu()
-    return taken.job_id
-
-
 def test_an_export_waits_for_a_gpu_at_once_and_is_the_owners() -> None:
-    source = trained()
+    source = work.trained()
     job = records.job(work.export(source))
     assert (job.state, job.stage, job.purpose) == ("queued", "export", "export")
     assert (job.source_job, job.tenant.name, job.user_name) == (source, "default", "ada")
@@ -67,14 +55,14 @@ def test_an_export_waits_for_a_gpu_at_once_and_is_the_owners() -> None:
 
 
 def test_a_whole_model_has_no_adapter_to_export() -> None:
-    source = trained("model", method="full")
+    source = work.trained("model", method="full")
     with pytest.raises(InputError, match="method full"):
         work.export(source, "adapter")
     assert records.job(work.export(source, "merged")).work["kind"] == "model"
 
 
 def test_a_worker_that_cannot_is_given_none_and_the_wait_is_explained() -> None:
-    source = trained()
+    source = work.trained()
     with transaction() as session:
         session.execute(text("UPDATE gpus SET abilities = '{}'"))  # as an earlier version left it
     export = work.export(source)
@@ -88,7 +76,7 @@ def test_a_worker_that_cannot_is_given_none_and_the_wait_is_explained() -> None:
 
 def test_an_earlier_dispatcher_leaves_them_alone() -> None:
     """It looks for what a job needs among the GPU's labels alone."""
-    work.export(trained())
+    work.export(work.trained())
     with transaction() as session:
         fits = session.scalar(
             text(
@@ -101,7 +89,7 @@ def test_an_earlier_dispatcher_leaves_them_alone() -> None:
 
 
 def test_a_chat_that_is_interrupted_ends_for_good() -> None:
-    source = trained()
+    source = work.trained()
     for outcome, state in (
         (Outcome.DRAINED, JobState.CANCELLED),
         (Outcome.PREEMPTED, JobState.CANCELLED),
@@ -120,7 +108,7 @@ def test_a_chat_that_is_interrupted_ends_for_good() -> None:
 
 
 def test_turns_go_in_answers_come_out_and_nothing_is_kept_for_long() -> None:
-    chat = work.chat(trained())
+    chat = work.chat(work.trained())
     assert work.ask(chat, "one") == 1
     assert work.ask(chat, "two", "base") == 2
     records.place()
@@ -147,7 +135,7 @@ def test_turns_go_in_answers_come_out_and_nothing_is_kept_for_long() -> None:
 
 
 def test_a_paused_or_cancelled_export_is_a_job_like_any() -> None:
-    export = work.export(trained())
+    export = work.export(work.trained())
     with transaction() as session:
         jobs.request_stop(session, export, StopReason.PAUSE)
         assert jobs.resume_job(session, export).state == JobState.QUEUED
@@ -156,7 +144,7 @@ def test_a_paused_or_cancelled_export_is_a_job_like_any() -> None:
 
 
 def test_what_is_to_be_exported_is_not_swept() -> None:
-    source = trained()
+    source = work.trained()
     with transaction() as session:
         set_rules(session, "default", {"adapters": {"keep": 0}})
 
@@ -173,7 +161,7 @@ def test_what_is_to_be_exported_is_not_swept() -> None:
 
 
 def test_they_are_no_trainings_in_counts_and_forecasts() -> None:
-    source = trained()
+    source = work.trained()
     export = work.export(source)
     records.place()
     claim = records.claimed(export, Stage.EXPORT)
@@ -195,7 +183,7 @@ def test_they_are_no_trainings_in_counts_and_forecasts() -> None:
 
 
 def test_last_is_the_last_training() -> None:
-    source = trained()
+    source = work.trained()
     work.export(source)
     with transaction() as session:
         assert jobs.resolve_job_id(session, "last") == source
