@@ -14,6 +14,7 @@ import traceback
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celora.api.errors import ApiError, answer, too_large, unexpected
@@ -80,6 +81,8 @@ class _Request:
             await self.outer.app(self.scope, self.receive, self.send)
         except ApiError as error:  # before the application was asked
             await answer(error)(self.scope, self._receive, self.send)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
         except Exception as error:
             # Where it happened and not what it says: a message may hold what a user sent.
             log.error(  # noqa: TRY400 (as above)

@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -77,6 +78,13 @@ def logged() -> Iterator[io.StringIO]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -262,6 +270,19 @@ def test_a_body_that_stands_still(server: ApiServer) -> None:
         head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         line.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
         assert line.recv(65_536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_leaves_is_no_fault(server: ApiServer) -> None:
+    upload = key_for("team")
+    host, port = server.url.removeprefix("http://").split(":")
+    with logged() as log:
+        with socket.create_connection((host, int(port)), timeout=60) as line:
+            head = f"POST /v1/files HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {upload}\r\n"
+            form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 900\r\n\r\n--x"
+            line.sendall(f"{head}{form}".encode())
+        until(lambda: "POST /v1/files" in log.getvalue())
+    assert '"status": 499' in log.getvalue()
+    assert '"fault"' not in log.getvalue()
 
 
 def test_metrics_count_jobs_and_requests_and_name_nobody(http: httpx.Client, key: str) -> None:
