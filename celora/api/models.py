@@ -75,7 +75,7 @@ def delete_model(caller: Admin, model: ModelName) -> ModelDeleted:
     with transaction() as session:
         if named is None or named.step is not None:
             raise no_such("model", model)
-        urls = forget_model(session, own_model(session, caller, model))
+        urls = forget_model(session, own_model(session, caller, model), caller.user)
     for url in urls:
         store.remove(url)  # what is left when this fails, the sweep finds
     return ModelDeleted(id=model)

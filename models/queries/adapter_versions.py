@@ -3,13 +3,13 @@ twice, and none is left out, as a transaction that fails gives its number back."
 
 from __future__ import annotations
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from models.errors import StateError
 from models.queries.history import add_event
 from models.states import JobState, Purpose
-from models.tables import Adapter, Artifact, Job
+from models.tables import Adapter, AdapterAlias, AdapterName, Artifact, Job
 
 
 def artifact_of(session: Session, job_id: str) -> Artifact | None:
@@ -88,6 +88,38 @@ def add_version(session: Session, job: Job, name: str, who: str) -> Adapter:
         data={"name": name, "version": number},
     )
     return made
+
+
+def give_up_versions(session: Session, job_id: str, who: str) -> None:
+    """Delete the versions that a job's adapter is, as its files are to go.
+
+    Raises StateError while an alias holds one.
+    """
+    these = (Adapter.job_id == job_id, Adapter.deleted_at.is_(None))
+    names = select(Adapter.name_id).where(*these)
+    session.execute(
+        select(AdapterName.id)
+        .where(AdapterName.id.in_(names))
+        .order_by(AdapterName.id)
+        .with_for_update(key_share=True)
+    )
+    held = session.execute(
+        select(AdapterName.name, AdapterAlias.alias)
+        .join(AdapterAlias, AdapterAlias.name_id == AdapterName.id)
+        .join(Adapter, Adapter.id == AdapterAlias.adapter_id)
+        .where(*these)
+    ).first()
+    if held is not None:
+        raise StateError(
+            f"this is {held.name}@{held.alias}: a version that an alias holds stays",
+            remedy="give the alias to another version first",
+        )
+    session.execute(
+        update(Adapter)
+        .where(*these)
+        .values(deleted_at=func.clock_timestamp(), deleted_by=who)
+        .execution_options(synchronize_session=False)
+    )
 
 
 # The name's row is made, or locked.

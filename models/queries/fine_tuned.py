@@ -6,6 +6,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from models.errors import StateError
+from models.queries.adapter_versions import give_up_versions
 from models.queries.retention import Candidate, mark_artifacts, needed_artifacts
 from models.states import JobState, Purpose
 from models.tables import Job
@@ -42,16 +43,17 @@ def jobs_like(session: Session, tenant_id: int, job_id_prefix: str) -> list[Job]
     )
 
 
-def forget_model(session: Session, job: Job) -> list[str]:
+def forget_model(session: Session, job: Job, who: str) -> list[str]:
     """Mark a finished job's adapter or model deleted; returns URLs whose files go after the commit.
 
-    Raises StateError while something needs it.
+    Its versions under a name go with it. Raises StateError while something needs it.
     """
+    give_up_versions(session, job.id, who)
     standing = session.execute(_STANDING, {"job_id": job.id}).all()
     if any(one.needed for one in standing):
         raise StateError(
-            "something needs this model: a job that begins with it, or a name or alias it has",
-            remedy="end that job, or give the alias to another version",
+            "something needs this model: a job that begins with it, an export or a chat",
+            remedy="end that job first",
         )
     now = session.scalars(text("SELECT clock_timestamp()")).one()
     found = [Candidate(one.id, job.id, now) for one in standing]

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from models.errors import InputError, NotFoundError, StateError
-from models.queries import adapter_aliases, adapter_views, adapters, retention
+from models.errors import InputError, NotFoundError, StaleFenceError, StateError
+from models.queries import adapter_aliases, adapter_views, adapters, jobs, products, retention
+from models.queries.fine_tuned import forget_model
 from models.queries.retention_rules import rules_of_tenants
 from models.session import transaction
 from models.states import Outcome
@@ -70,8 +71,8 @@ def test_a_whole_model_is_a_version_as_well() -> None:
 
 
 def test_each_tenant_counts_for_itself() -> None:
-    jobs = {tenant: trained(tenant, adapter_name="bot") for tenant in ("a", "b")}
-    for tenant, job_id in jobs.items():
+    made = {tenant: trained(tenant, adapter_name="bot") for tenant in ("a", "b")}
+    for tenant, job_id in made.items():
         assert version("bot/1", tenant).job_id == job_id
     with pytest.raises(InputError, match="several tenants"):
         version("bot/1")
@@ -102,8 +103,8 @@ def test_only_a_completed_job_is_registered_and_once() -> None:
 
 
 def test_versions_are_counted_without_gaps_by_many_at_once() -> None:
-    jobs = [trained() for _ in range(8)]
-    together = threading.Barrier(len(jobs))
+    done = [trained() for _ in range(8)]
+    together = threading.Barrier(len(done))
 
     def race(job_id: str) -> str:
         together.wait(30)
@@ -116,8 +117,8 @@ def test_versions_are_counted_without_gaps_by_many_at_once() -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()  # gives its number back
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        made = list(pool.map(race, jobs))
+    with ThreadPoolExecutor(len(done)) as pool:
+        made = list(pool.map(race, done))
     assert sorted(made) == [f"bot/{number}" for number in range(1, 9)]
 
 
@@ -166,6 +167,33 @@ def test_a_deleted_version_leaves_its_number_used() -> None:
     with pytest.raises(IntegrityError, match="never changes"):
         sql("UPDATE adapters SET deleted_at = NULL")
     assert register(first).reference == "bot/2"
+
+
+def test_a_model_that_is_deleted_takes_its_versions_along_but_for_one_an_alias_holds() -> None:
+    job_id = trained(adapter_name="bot")
+    register(job_id, "other")
+    with transaction() as session:
+        adapter_aliases.move_alias(session, None, "bot", "production", 1, who="ada")
+    with pytest.raises(StateError, match="bot@production"), transaction() as session:
+        forget_model(session, jobs.get_job(session, job_id), "ada")
+    assert version("other/1").job_id == job_id
+    with transaction() as session:
+        adapter_aliases.move_alias(session, None, "bot", "production", None, who="ada")
+        assert forget_model(session, jobs.get_job(session, job_id), "ada") == [f"/{job_id}"]
+    with pytest.raises(NotFoundError, match="was deleted"):
+        version("bot/1")
+
+
+def test_an_attempt_that_has_lost_its_job_registers_nothing() -> None:
+    taken = records.running(adapter_name="bot", evaluate=False)
+    who = (taken.job_id, taken.fence)
+    with transaction() as session:
+        products.register_artifact(session, *who, kind="adapter", url="/a", size_bytes=1)
+    records.end(*who, Outcome.LOST)
+    with pytest.raises(StaleFenceError):
+        records.end(*who, Outcome.COMPLETED)
+    with pytest.raises(NotFoundError):
+        version("bot/1")
 
 
 def test_a_job_whose_adapter_has_a_version_is_not_deleted() -> None:
