@@ -120,6 +120,12 @@ def find_expired(session: Session, _rules: Sequence[TenantRules]) -> list[Candid
     return [Candidate(*row) for row in session.execute(_EXPIRED)]
 
 
+def preview_expired(session: Session) -> tuple[int, int]:
+    """How many that are, and their bytes."""
+    count, size_bytes = session.execute(_PREVIEW).one()
+    return count, size_bytes
+
+
 def mark_expired(session: Session, found: Sequence[Candidate]) -> list[Gone]:
     files = session.scalars(select(StoredFile).where(StoredFile.id.in_([one.id for one in found])))
     gone = [file for file in files if mark_file_deleted(session, file)]
@@ -158,8 +164,8 @@ _ROOM = text("""
 """)
 
 # The dataset of a job names the file inside the folder.
-_EXPIRED = text("""
-    SELECT id, id, statement_timestamp() FROM files
+_PAST = """
+    FROM files
     WHERE deleted_at IS NULL AND expires_at <= statement_timestamp()
       AND NOT EXISTS (
           SELECT FROM jobs
@@ -167,5 +173,6 @@ _EXPIRED = text("""
             AND (starts_with(jobs.spec ->> 'dataset', files.url)
                  OR starts_with(jobs.spec ->> 'eval_dataset', files.url))
       )
-    ORDER BY id
-""")
+"""
+_EXPIRED = text(f"SELECT id, id, statement_timestamp() {_PAST} ORDER BY id")
+_PREVIEW = text(f"SELECT count(*), coalesce(sum(size_bytes), 0)::bigint {_PAST}")

@@ -25,7 +25,7 @@ from models.queries import (
     retention_rules,
     samples,
 )
-from models.queries.files import EXPIRED_FILES
+from models.queries.files import EXPIRED_FILES, preview_expired
 from models.queries.retention import Kind
 from models.queries.retention_rules import TenantRules
 from models.queries.sweeping import sweeping
@@ -91,6 +91,9 @@ def preview(*, with_orphans: bool = True) -> Swept:
         rules = retention_rules.rules_of_tenants(session)
         for kind, count, size_bytes in retention.preview(session, rules):
             planned.counts[kind], planned.size_bytes[kind] = count, size_bytes
+        uploads, uploaded_bytes = preview_expired(session)
+    if uploads:
+        planned.counts["uploads"], planned.size_bytes["uploads"] = uploads, uploaded_bytes
     planned.problems += _problems(rules)
     if not with_orphans:
         return planned

@@ -100,6 +100,8 @@ def test_a_file_that_a_job_has_to_read_yet_stays(caller: Caller) -> None:
     expire(file)
     assert sweep() == {}
     stored.sql("UPDATE jobs SET state = 'queued' WHERE id = :id", id=job_id)
+    planned = sweeping.preview()
+    assert (planned.counts["uploads"], planned.size_bytes["uploads"]) == (1, len(ROWS))
     assert sweep() == {"uploads": 1}
     assert used() == 0
 
