@@ -26,7 +26,9 @@ def require_rows(path: Path, columns: dict[str, str]) -> None:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"{"):
         what = "the file is empty" if not start else "the file is not JSON Lines"
-        raise DataError(what, remedy="upload rows of JSON, one object a line, not compressed")
+        raise DataError(
+            what, where="file", remedy="upload rows of JSON, one object a line, not compressed"
+        )
     if path.stat().st_size <= _SMALL_BYTES:
         found = problems_of(str(path), columns)
     else:
@@ -34,7 +36,7 @@ def require_rows(path: Path, columns: dict[str, str]) -> None:
             found = pool.submit(problems_of, str(path), columns).result()
     if found is not None:
         what, listed, count = found
-        raise DataError(what, remedy=_MENDING, problems=listed, problem_count=count)
+        raise DataError(what, where="file", remedy=_MENDING, problems=listed, problem_count=count)
 
 
 def problems_of(

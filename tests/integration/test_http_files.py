@@ -98,7 +98,7 @@ def test_what_cannot_be_trained_on_is_told_at_once(
     before = [file.id for file in client.files.list()]
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         upload(client, content)
-    assert caught.value.code == "invalid_data"
+    assert (caught.value.code, caught.value.param) == ("invalid_data", "file")
     assert str(settings().artifacts_url) not in str(caught.value)
     assert [file.id for file in client.files.list()] == before
     folder = Path(store.files_url())
