@@ -186,7 +186,7 @@ def _no_cursor(job_id: str) -> ApiError:
 
 
 def _no_predecessor(job_id: str) -> SpecError:
-    return SpecError(f"there is no job {job_id}", where="celora.after")
+    return SpecError(f"there is no job {job_id}", where="after")
 
 
 def _metadata(request: Request) -> dict[str, str] | None:

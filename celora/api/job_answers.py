@@ -38,6 +38,7 @@ _METRICS = {
     "eval_token_accuracy": "valid_mean_token_accuracy",
 }
 _EVENT_ID = re.compile(r"ft-event-([0-9a-f]{1,13})-([em])(\d{1,18})", re.ASCII)
+_SAVED_AT = re.compile(r"(\w+) saved at .*", re.DOTALL)
 _PARAMS = {"invalid_data": "training_file", "invalid_base_model": "model"}
 
 
@@ -223,10 +224,16 @@ def _message(mark: Mark, level: str, message: str, data: dict[str, Any] | None) 
         id=_event_id(mark),
         created_at=seconds(mark.at),
         level=level if level in ("info", "warn", "error") else "info",
-        message=message[:1].upper() + message[1:],
+        message=_for_callers(message),
         type="message",
         data=data,
     )
+
+
+def _for_callers(message: str) -> str:
+    """A sentence, without the places of the store, which are nobody's business."""
+    told = _SAVED_AT.sub(r"\1 saved", message)
+    return told[:1].upper() + told[1:]
 
 
 def _event_id(mark: Mark) -> str:

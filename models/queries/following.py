@@ -86,7 +86,9 @@ def instant(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
-def read_news(session: Session, places: Mapping[str, Place], *, most: int = 500) -> dict[str, News]:
+def read_news(
+    session: Session, places: Mapping[str, Place], *, most: int = 5000
+) -> dict[str, News]:
     """Of several jobs at once, after the place of each; jobs that are gone are left out."""
     # The jobs first: one that has ended by now has written its last event before.
     jobs = session.scalars(select(Job).where(Job.id.in_(list(places)))).all()

@@ -181,6 +181,7 @@ def test_events_tell_the_story_page_by_page(client: OpenAI, succeeded: FineTunin
     )
     assert events[0].message == "Completed"
     assert events[-1].message == "Submitted by ann"
+    assert "Adapter saved" in [event.message for event in events]  # and not where
     steps = [event for event in events if event.type == "metrics"]
     data: list[Any] = [event.data for event in steps]
     assert [one["step"] for one in data] == list(range(12, 0, -1))
@@ -324,7 +325,7 @@ def test_each_error_is_the_clients_own_exception(
         ({"extra_body": {"celora": {"rnak": 8}}}, "celora.rnak", "extra_forbidden"),
         ({"extra_body": {"celora": {"rank": 0}}}, "celora.rank", None),
         ({"seed": 1, "extra_body": {"celora": {"seed": 2}}}, "celora.seed", "given_twice"),
-        ({"extra_body": {"celora": {"after": "ftjob-none"}}}, "celora.after", "invalid_spec"),
+        ({"extra_body": {"celora": {"after": "ftjob-none"}}}, "after", "invalid_spec"),
         ({"extra_body": {"n_epochs": 3}}, "n_epochs", "extra_forbidden"),
     ],
 )
@@ -448,6 +449,19 @@ def test_models_are_listed_and_deleted(stack: Stack, client: OpenAI, training_fi
     assert client.models.retrieve(name).id == name
     with pytest.raises(openai.PermissionDeniedError):
         client.models.delete("quick")
+    onward = client.fine_tuning.jobs.create(
+        model="quick",
+        training_file=training_file,
+        extra_body={
+            "celora": {"after": job.id, "start_from_adapter": True, "gpu_model": "none such"}
+        },
+    )
+    with pytest.raises(openai.ConflictError):
+        client.models.delete(name)
+    client.fine_tuning.jobs.cancel(onward.id)
+    stack.wait_until(
+        "it needs nothing more", lambda: client.fine_tuning.jobs.retrieve(onward.id).finished_at
+    )
     gone = client.models.delete(name)
     assert (gone.id, gone.deleted) == (name, True)
     with pytest.raises(openai.NotFoundError):
