@@ -149,7 +149,7 @@ def head_bytes(spec: JobSpec, model: Architecture, tokens: int, compute: int) ->
 
 
 def cast_bytes(spec: JobSpec, model: Architecture) -> float:
-    """Full training in fp32: autocast keeps the copies that it has made of the layers' weights until
+    """Full training in fp32: autocast keeps the copies it has made of the layers' weights until
     a forward pass ends. Of an adapter they are too small to count."""
     if spec.held_as != "full" or spec.bf16_pure or spec.precision == "fp32":
         return 0.0
