@@ -48,9 +48,7 @@ def legend(held_out: Losses) -> Text:
     text = Text.assemble(("── ", "bright_blue"), ("training", "dim"))
     if held_out:
         newest = held_out[max(held_out)]
-        text.append("   ── ", "bright_green").append("held out ", "dim").append(
-            f"{newest:.4f}"
-        )
+        text.append("   ── ", "bright_green").append("held out ", "dim").append(f"{newest:.4f}")
     return text
 
 
