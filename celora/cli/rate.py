@@ -80,7 +80,7 @@ def rate(
             tuned_left = shuffle.choice([True, False])
             preferred = _preferred(to, pair, read, tuned_left=tuned_left, expected=expected)
             if preferred is None:
-                print(f"\n{total - place + 1} are left; `celora rate {job_id}` goes on.")
+                print(f"\n{total - place + 1} left; `celora rate {job_id}` goes on.")
                 return
             with transaction() as session:
                 record_rating(

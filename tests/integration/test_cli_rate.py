@@ -85,12 +85,10 @@ def test_nobody_is_asked_twice_and_what_was_said_is_kept_at_once(
     rate: Callable[..., str],
 ) -> None:
     job_id = evaluated(answers=5)
-    assert f"3 are left; `celora rate {job_id}` goes on." in rate(job_id, "tlq")
+    assert f"3 left; `celora rate {job_id}` goes on." in rate(job_id, "tlq")
     first = stored()
     assert len(first) == 2
-    assert "2 are left" in rate(
-        job_id, "x s"
-    )  # the file ends: as quit; what is no key is asked again
+    assert "2 left" in rate(job_id, "x s")  # the file ends: as quit; what is no key is asked again
     assert rate(job_id, "rr").count(_ASKED) == 2
     assert rate(job_id, "").count(_ASKED) == 0
     found = stored()
@@ -220,6 +218,6 @@ def test_keys_in_a_terminal() -> None:
     with Terminal("rate", job_id, "--user", "ada") as terminal:
         assert "3 of 4" in terminal.until(_ASKED)
         terminal.press("tq")  # faster than it asks
-        terminal.until("1 are left")
+        terminal.until("1 left")
         assert terminal.end() == 0
     assert len(stored()) == 3
