@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -26,6 +27,7 @@ from gpu_worker.session import WorkerSession
 from gpu_worker.trackers import Trackers
 from gpu_worker.trainer_process import TrainerProcess
 from models.errors import CeloraError, SetupError, UnavailableError
+from models.gpu_wish import ABILITIES
 from models.queries import attempts, gpus, history, samples
 from models.queries.attempts import Claim
 from models.session import transaction
@@ -366,9 +368,10 @@ def _warn_of_tracker(job_id: str, what: str) -> None:
         _log.warning("job %s: %s (%s)", job_id, what, error.what)
 
 
-def _versions() -> dict[str, str]:
-    """Of what decides how a job is trained; nothing is imported for it."""
-    found = {"python": sys.version.split()[0]}
+def _versions() -> dict[str, Any]:
+    """Of what decides how a job is trained, and what more this worker can do; nothing is imported
+    for it."""
+    found: dict[str, Any] = {"python": sys.version.split()[0], "abilities": ABILITIES}
     for name in ("celora", "torch", "transformers", "trl", "peft", "bitsandbytes"):
         try:
             found[name] = metadata.version(name)

@@ -9,9 +9,10 @@ from typing import Self
 from models.spec import JobSpec
 from models.states import Purpose, Stage
 
-# What a GPU's worker can do beyond training is written like a label, in a column of its own. A
-# dispatcher of an earlier version looks for it among the labels, does not find it, and leaves such
-# jobs alone; and a worker of an earlier version, which has none, is given none.
+# What a GPU's worker can do beyond training is written like labels, among its versions, which each
+# new session of a worker replaces whole. A dispatcher of an earlier version looks among the GPU's
+# own labels, does not find it, and leaves such jobs alone; a worker of an earlier version has none,
+# and is given none.
 _ABILITY = "celora/"
 ABILITIES = {f"{_ABILITY}{stage}": "yes" for stage in (Stage.EXPORT, Stage.GENERATE)}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import delete, text
 
+from models.gpu_wish import ABILITIES
 from models.queries import attempts, gpus, jobs, placement, products
 from models.queries.attempts import Claim
 from models.queries.placement import Placement
@@ -72,7 +73,7 @@ def add_gpu(
             worker=f"gpu{index}@host",
             worker_session=worker_session,
             boot_id="boot-1",
-            versions={},
+            versions={"abilities": ABILITIES},
         )
         gpus.heartbeat(session, gpu_id, worker_session, reported=reported, loaded_base=loaded_base)
     return gpu_id

@@ -29,6 +29,7 @@ from gpu_worker.protocol import (
     Stop,
     Stopped,
     Trained,
+    Turn,
     parse_message,
 )
 from models.spec import JobSpec
@@ -74,7 +75,7 @@ class Trainer:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def send(self, command: Run | Stop | Exit) -> None:
+    def send(self, command: Run | Stop | Turn | Exit) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(command.encode())
         self.process.stdin.flush()

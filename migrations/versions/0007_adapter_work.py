@@ -1,4 +1,4 @@
-"""Exports and chats: jobs with another purpose, what workers can do, turns, view admin.jobs."""
+"""Exports and chats: jobs with another purpose, the turns of a chat, view admin.jobs."""
 
 from __future__ import annotations
 
@@ -32,15 +32,6 @@ def upgrade() -> None:
         postgresql_where=sa.text("source_job IS NOT NULL"),
     )
     _check_stages(_STAGES)
-    op.add_column(
-        "gpus",
-        sa.Column(
-            "abilities",
-            postgresql.JSONB(),
-            server_default=sa.text("'{}'::jsonb"),
-            nullable=False,
-        ),
-    )
     _chats()
     _view(with_purpose=True)
 
@@ -51,7 +42,6 @@ def downgrade() -> None:
     op.drop_table("chats")
     op.execute("DROP VIEW admin.jobs")
     op.execute("DELETE FROM jobs WHERE purpose <> 'tune'")
-    op.drop_column("gpus", "abilities")
     _check_stages(_STAGES_BEFORE)
     op.drop_index("ix_jobs_source_job", "jobs")
     for column in ("work", "source_job", "purpose"):

@@ -12,7 +12,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from models.errors import NotFoundError
-from models.gpu_wish import ABILITIES
 from models.queries.history import WAKE_CHANNEL
 from models.settings import settings
 from models.tables import Attempt, Gpu
@@ -44,7 +43,6 @@ class GpuView:
     trainer_pid: int | None
     heartbeat_age_seconds: float
     labels: dict[str, Any]
-    abilities: dict[str, Any]  # what its worker can do beyond training, written like labels
     versions: dict[str, Any]
 
 
@@ -61,7 +59,7 @@ def register_gpu(
     worker: str,
     worker_session: str,
     boot_id: str,
-    versions: dict[str, str],
+    versions: dict[str, Any],
 ) -> int:
     """A worker's new session takes its GPU's row; returns the row's id.
 
@@ -89,7 +87,6 @@ def register_gpu(
         "worker_session": worker_session,
         "boot_id": boot_id,
         "versions": versions,
-        "abilities": ABILITIES,
         "reported": "unknown",
         "reason": "its worker is starting",
         "heartbeat_at": func.clock_timestamp(),

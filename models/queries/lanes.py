@@ -113,5 +113,6 @@ _FIND = (
 FITS = """
     gpus.memory_bytes >= gpu_needs.memory_bytes
     AND (gpu_needs.model IS NULL OR position(gpu_needs.model IN lower(gpus.model)) > 0)
-    AND gpus.labels || gpus.abilities @> gpu_needs.labels
+    AND gpus.labels || coalesce(gpus.versions -> 'abilities', CAST('{}' AS jsonb))
+        @> gpu_needs.labels
 """

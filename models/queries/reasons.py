@@ -145,7 +145,7 @@ def _lacking(wish: GpuWish, gpus: list[GpuView]) -> str:
     for name, value in sorted(wish.plain_labels.items()):
         if not any(gpu.labels.get(name) == value for gpu in gpus):
             return f"No GPU carries the label it asks for ({name}={value}); see `celora gpus`."
-    if wish.plain_labels != wish.labels and not any(gpu.abilities for gpu in gpus):
+    if wish.plain_labels != wish.labels and not any(gpu.versions.get("abilities") for gpu in gpus):
         return "No GPU's worker can do this: they are of an earlier version; start them anew."
     return f"No GPU has all that it asks for together ({wish.words()}); see `celora gpus`."
 

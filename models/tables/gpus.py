@@ -40,8 +40,6 @@ class Gpu(Base):
     cordoned: Mapped[bool] = mapped_column(server_default=text("false"))
     labels: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
     versions: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
-    # What its worker can do beyond training, written like labels; workers of before wrote nothing.
-    abilities: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
     first_seen_at: Mapped[Created]
 
 

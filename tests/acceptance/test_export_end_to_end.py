@@ -77,7 +77,8 @@ def test_an_export_is_copied_to_a_folder_with_what_loads_it(
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(job.base_model)
-        assert PeftModel.from_pretrained(model, str(folder)).peft_config["default"].r == 16
+        config: Any = PeftModel.from_pretrained(model, str(folder)).peft_config["default"]
+        assert config.r == 16
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

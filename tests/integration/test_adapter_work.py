@@ -58,13 +58,15 @@ def test_a_whole_model_has_no_adapter_to_export() -> None:
     source = work.trained("model", method="full")
     with pytest.raises(InputError, match="method full"):
         work.export(source, "adapter")
-    assert records.job(work.export(source, "merged")).work["kind"] == "model"
+    work_asked = records.job(work.export(source, "merged")).work
+    assert work_asked is not None
+    assert work_asked["kind"] == "model"
 
 
 def test_a_worker_that_cannot_is_given_none_and_the_wait_is_explained() -> None:
     source = work.trained()
     with transaction() as session:
-        session.execute(text("UPDATE gpus SET abilities = '{}'"))  # as an earlier version left it
+        session.execute(text("UPDATE gpus SET versions = '{}'"))  # as an earlier version left it
     export = work.export(source)
     assert records.place() == []
     with transaction() as session:

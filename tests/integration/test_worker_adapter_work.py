@@ -14,7 +14,7 @@ from gpu_worker.protocol import AnswerPart, Turn
 from gpu_worker.supervise import run_stage
 from models.queries import products
 from models.session import transaction
-from models.states import Stage
+from models.states import Outcome, Stage
 from tests import adapter_work as work
 from tests import records
 from tests.environment import variables
@@ -88,7 +88,7 @@ def test_a_chat_in_which_nothing_is_asked_ends() -> None:
         products.register_artifact(
             session, taken.job_id, taken.fence, kind="adapter", url="/a", size_bytes=1
         )
-    records.end(taken.job_id, taken.fence, records.Outcome.COMPLETED)
+    records.end(taken.job_id, taken.fence, Outcome.COMPLETED)
     records.add_gpu()
     chat = work.chat(taken.job_id)
     records.place()

@@ -20,8 +20,7 @@ def test_a_rank_that_vllm_has_not_is_a_concern_and_gives_no_command() -> None:
     assert adapter_concerns({"r": 513, "target_modules": ["q_proj"]}) == [
         "vLLM takes no adapter of rank 513 (at most 512)"
     ]
-    options = {"base_model": "b", "rank": 513, "name": "n"}
-    assert how_to_load("adapter", "/f", **options) == []
+    assert how_to_load("adapter", "/f", base_model="b", rank=513, name="n") == []
 
 
 def test_what_vllm_is_known_to_take_is_no_concern() -> None:
