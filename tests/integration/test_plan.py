@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import text
 
 import celora
 from celora.planning.architecture import architecture_of
+from celora.planning.known import LLAMA_8B, LLAMA_70B
 from celora.planning.memory import Architecture, estimate, optimizer_bytes, weight_bytes
 from celora.planning.plan import make_plan, record
 from gpu_worker.trainer.tiny_base import random_base
@@ -99,6 +101,63 @@ def test_the_bytes_of_a_quantised_base_and_of_its_optimizer_are_those_of_the_rea
         if torch.is_tensor(tensor) and not name.startswith("qmap")
     )
     assert optimizer_bytes(wanted, counted, 2) == pytest.approx(states, rel=0.02)
+
+
+@pytest.mark.parametrize("fields", [{"method": "lora"}, {"method": "full"}], ids=["lora", "full"])
+def test_the_bytes_of_an_adapter_and_of_32_bit_states_are_those_of_the_real_ones(
+    base: Path, counted: Architecture, fields: dict[str, Any]
+) -> None:
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from gpu_worker.trainer.adapter import lora_config
+
+    wanted, full = spec(base, **fields), fields["method"] == "full"
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if not full:
+        model = get_peft_model(model, lora_config(wanted, model))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    there = replace(counted, trainable=counted.parameters) if full else counted
+    planned = {
+        part.name: part.expected
+        for part in estimate(wanted, there, micro_batch=1, row_tokens=8).parts
+    }
+    bytes_of = sum(parameter.nbytes for parameter in trained)
+    assert planned["weights" if full else "adapter"] == planned["gradients"] == bytes_of
+    states = sum(
+        s[name].nbytes for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    )
+    assert planned["optimizer"] == states
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("known", "config"),
+    [
+        (LLAMA_8B, {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}),
+        (LLAMA_70B, {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}),
+    ],
+    ids=["8B", "70B"],
+)
+def test_what_is_known_of_llama_is_counted_from_its_configuration(
+    known: Architecture, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """By hand from the published sizes."""
+    told = config | {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "intermediate_size": 28_672 if known is LLAMA_70B else 14_336,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert architecture_of(spec(tmp_path)) == known
 
 
 def model_bytes(model: Any) -> int:
