@@ -120,6 +120,12 @@ def _of_others(shown: str) -> InputError:
     )
 
 
+def _require_own_uploads(url: str) -> None:
+    own = access().files_url
+    if _is_below(url, files_url()) and not (own is not None and _is_below(url, own)):
+        raise _of_others(url)
+
+
 def _is_below(url: str, folder: str) -> bool:
     """Whether one remote URL lies below another, however it is spelled."""
     protocol, _, path = url.partition("://")
@@ -138,9 +144,7 @@ def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | N
             where=url,
             remedy="give a plain path, or a URL of one store such as s3://bucket/file.jsonl",
         )
-    own = access().files_url
-    if _is_below(url, files_url()) and not (own is not None and _is_below(url, own)):
-        raise _of_others(url)
+    _require_own_uploads(url)
     if source_check is not None:
         source_check(url)
     import fsspec
@@ -201,6 +205,7 @@ class _RemoteTree:
         return sorted(path.removeprefix(self.root).lstrip("/") for path in found)
 
     def file(self, name: str) -> DataFile:
+        _require_own_uploads(f"{self.url}/{name}")
         return DataFile(name, f"{self.root}/{name}", self.filesystem)
 
 

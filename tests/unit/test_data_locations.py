@@ -50,8 +50,9 @@ def test_uploads_are_read_for_their_own_tenant_alone(tmp_path: Path) -> None:
             with reading_as(access), pytest.raises(InputError, match="of their own tenant"):
                 names(path)
         (tmp_path / "link.jsonl").symlink_to(path)
-        with pytest.raises(InputError, match="of their own tenant"):
-            names(str(tmp_path / "link.jsonl"))
+        for around in ("link.jsonl", "files", "files/1"):
+            with pytest.raises(InputError, match="of their own tenant"):
+                names(str(tmp_path / around))
 
 
 def test_uploads_in_a_remote_store() -> None:
@@ -61,7 +62,8 @@ def test_uploads_in_a_remote_store() -> None:
             file.write(b"{}")
         with reading_as(Access(files_url=files_url(1))):
             assert names(path) == ["data.jsonl"]
-        for spelled in (path, "MEMORY://uploads/x/../files/1/file-a/data.jsonl"):
+        others = ("MEMORY://uploads/x/../files/1/file-a/data.jsonl", "memory://uploads/files/")
+        for spelled in (path, *others, "memory://uploads", "memory://uploads/files/1"):
             with (
                 reading_as(Access(files_url=files_url(2))),
                 pytest.raises(InputError, match="of their own tenant"),
