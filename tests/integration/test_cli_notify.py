@@ -46,7 +46,7 @@ def test_a_webhooks_secret_is_printed_once(celora: Celora) -> None:
     assert code == 2
 
 
-@pytest.mark.parametrize("way", ["input", "variable"])
+@pytest.mark.parametrize("way", ["input", pytest.param("variable", marks=pytest.mark.slow)])
 def test_an_apprise_url_is_read_from_where_nobody_sees_it(
     celora: Celora, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
