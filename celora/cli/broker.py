@@ -30,9 +30,10 @@ def definitions(
     """Print what RabbitMQ loads: the vhost, a user for each role, and its permissions.
 
     The users are dispatcher, cpu, client, flower, and gpu-HOST for each --host. Each password is
-    taken from CELORA_RABBITMQ_PASSWORD_USER (…_GPU_NODE1 for gpu-node1); only its salted hash is
-    printed. Load it with `rabbitmqctl import_definitions FILE`, or name the file as
-    `load_definitions` in rabbitmq.conf; a new password or host is loaded the same way.
+    taken from CELORA_RABBITMQ_PASSWORD_USER (…_GPU_NODE1 for gpu-node1, or …_GPU for all hosts
+    alike); only its salted hash is printed. Load it with `rabbitmqctl import_definitions FILE`, or
+    name the file as `load_definitions` in rabbitmq.conf; a new password or host is loaded the same
+    way.
     """
     from tasks import broker_roles
 
@@ -42,7 +43,8 @@ def definitions(
         "client": broker_roles.client(),
         "flower": broker_roles.flower(),
     } | {f"gpu-{name}": broker_roles.gpu(name) for name in host or ()}
-    missing = [variable for user in roles if not os.environ.get(variable := _variable(user))]
+    passwords = {user: _password(user) for user in roles}
+    missing = [_variable(user) for user, password in passwords.items() if not password]
     if missing:
         raise InputError(
             "each user needs a password",
@@ -51,10 +53,14 @@ def definitions(
         )
     print_json(
         broker_roles.definitions(
-            vhost,
-            {user: (os.environ[_variable(user)], role) for user, role in roles.items()},
+            vhost, {user: (passwords[user], role) for user, role in roles.items()}
         )
     )
+
+
+def _password(user: str) -> str:
+    of_all = os.environ.get(_variable("gpu"), "") if user.startswith("gpu-") else ""
+    return os.environ.get(_variable(user)) or of_all
 
 
 def _variable(user: str) -> str:
