@@ -15,7 +15,8 @@ pytestmark = pytest.mark.torch
 FINAL = (Exported, Stopped, Failed)
 
 
-@pytest.fixture(scope="module", params=["lora", "qlora"])
+# The quick run has the one that has all steps of the other, and the quantised base besides.
+@pytest.fixture(scope="module", params=[pytest.param("lora", marks=pytest.mark.slow), "qlora"])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -139,6 +140,7 @@ def test_a_chat_answers_by_turns_and_stops_in_the_middle_of_one(
     assert isinstance(warm.wait_for(*FINAL), Stopped)
 
 
+@pytest.mark.slow
 def test_an_export_that_rounding_spoils_is_refused_with_its_figures(
     warm: Trainer, data: Path, tmp_path: Path
 ) -> None:
