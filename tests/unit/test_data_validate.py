@@ -48,7 +48,11 @@ def test_with_a_base_model_it_is_the_verdict_of_preparing(rows: Path, tmp_path: 
     )
     spec = JobSpec(base_model=base, dataset=str(rows), columns=COLUMNS, epochs=7, packing="on")
     prepared = prepare(spec, tokenizer_path=base, scratch=tmp_path / "out")
-    assert report.verdict | {"seconds": 0} == prepared.verdict | {"seconds": 0}
+    for verdict in (report.verdict, prepared.verdict):
+        verdict["seconds"] = 0
+        # A job's preparation names the languages of fewer rows.
+        assert verdict["quality"].pop("language")["rows"] > 0
+    assert report.verdict == prepared.verdict
 
 
 def test_wrong_rows_are_in_the_report(tmp_path: Path) -> None:
