@@ -211,6 +211,38 @@ def test_the_result_file_has_every_step(client: OpenAI, succeeded: FineTuningJob
     assert float(table[0]["train_loss"]) > float(table[-1]["train_loss"])
 
 
+def test_every_answer_is_of_the_clients_types(
+    server: str, client: OpenAI, succeeded: FineTuningJob, training_file: str
+) -> None:
+    """As the client itself checks it where it is told to be strict; else it lets much pass."""
+    name = str(succeeded.fine_tuned_model)
+    with OpenAI(
+        base_url=server, api_key=client.api_key, _strict_response_validation=True
+    ) as strict:
+        jobs = strict.fine_tuning.jobs
+        job = jobs.create(model="endless", training_file=training_file, metadata={"a": "b"})
+        assert jobs.cancel(job.id).status == "cancelled"
+        assert jobs.retrieve(succeeded.id).id == succeeded.id
+        assert len(list(jobs.list(limit=2))) >= 2
+        assert list(jobs.list_events(succeeded.id, limit=5))
+        assert list(jobs.checkpoints.list(succeeded.id, limit=1))
+        assert list(strict.files.list(limit=1))
+        assert strict.files.retrieve(training_file).id == training_file
+        assert strict.files.retrieve(succeeded.result_files[0]).purpose == "fine-tune-results"
+        assert list(strict.models.list())
+        assert strict.models.retrieve(name).id == name
+        dpo = jobs.create(
+            model="endless",
+            training_file=training_file,
+            method={"type": "dpo"},
+            integrations=[{"type": "wandb", "wandb": {"project": "bots"}}],
+            extra_body={"celora": {"gpu_model": "none such"}},
+        )
+        assert jobs.cancel(dpo.id).method.type == "dpo"  # type: ignore[union-attr]
+        file = strict.files.create(file=("more.jsonl", rows()), purpose="fine-tune")
+        assert strict.files.delete(file.id).deleted
+
+
 def test_pause_resume_and_cancel(stack: Stack, client: OpenAI, training_file: str) -> None:
     job = client.fine_tuning.jobs.create(model="endless", training_file=training_file)
 
