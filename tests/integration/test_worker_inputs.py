@@ -145,9 +145,18 @@ def test_a_checkpoint_of_its_own_comes_before_the_adapter(
             metrics={},
         )
     records.end(second, claim.fence, Outcome.LOST)
-    given = gathered(claimed(second))
+    again = claimed(second)
+    given = gathered(again)
     assert given.resume_from is not None
     assert given.start_adapter_path is None
+    # But for a dpo job: its reference is the adapter it began with, in the evaluation as well.
+    pairs = dataclasses.replace(again, spec=again.spec.model_copy(update={"method": "dpo"}))
+    given = gathered(pairs)
+    assert given.resume_from is not None
+    assert given.start_adapter_path is not None
+    given = gathered(dataclasses.replace(pairs, stage=Stage.EVALUATE))
+    assert given.resume_from is None
+    assert given.start_adapter_path is not None
 
 
 @pytest.mark.parametrize("how", ["folder", "weights", "record"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from gpu_worker.trainer.base_model import Base, BaseKey
 from gpu_worker.trainer.snapshot import Snapshot, take
 from gpu_worker.trainer.tiny_base import random_base
 
@@ -142,3 +143,25 @@ def test_equal_models_have_equal_snapshots(tokenizer: Any, tmp_path: Path) -> No
     two: Any = LlamaForCausalLM.from_pretrained(tmp_path)
     first: Snapshot = take(one, tokenizer)
     assert first.differences(take(two, tokenizer)) == []
+
+
+def test_dropout_that_a_dpo_job_turned_off_is_put_back(tokenizer: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from trl.trainer.utils import disable_dropout_in_model
+
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    model: Any = GPT2LMHeadModel(config).train(mode=False)
+    key = BaseKey(
+        path="base",
+        revision="1",
+        quantized=False,
+        weights=torch.float32,
+        attention="sdpa",
+        attention_named=False,
+        trust_remote_code=False,
+    )
+    base = Base(key, model, tokenizer)
+    disable_dropout_in_model(model)
+    assert any(".p was" in one or "p was" in one for one in base.differences())
+    base.restore(model)
+    assert base.differences() == []
