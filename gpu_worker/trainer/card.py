@@ -86,12 +86,13 @@ def _data(run: Run) -> dict[str, Any]:
 def _adapter_rows(spec: JobSpec) -> dict[str, Any]:
     if spec.method == "full":
         return {}
-    asked = spec.target_modules
+    asked, pairs = spec.target_modules, spec.method == "dpo"
     return {
         "rank": spec.rank,
         "alpha": f"{spec.alpha:g}" + (" (rank-stabilised)" if spec.use_rslora else ""),
-        "dropout": f"{spec.dropout:g}",
+        "dropout": f"{spec.resolved_dropout:g}",
         "layers": asked if isinstance(asked, str) else ", ".join(asked),
+        **({"base held as": spec.dpo_base, "beta": f"{spec.dpo_beta:g}"} if pairs else {}),
         **({"began with": f"the adapter of job `{spec.after}`"} if spec.start_from_adapter else {}),
     }
 

@@ -84,6 +84,9 @@ def test_the_margin_on_held_out_pairs_rises(
 ) -> None:
     run = make_run(base, pairs, tmp_path / "job", eval_every_steps=4, **DPO, **SHORT)
     result = trained(warm.run(run))
+    card = Path(result.path, "README.md").read_text()
+    assert "| beta | 0.1 |" in card
+    assert "| dropout | 0 |" in card
     losses = warm.values("train_loss")
     assert losses[1] == pytest.approx(math.log(2), abs=1e-4)  # policy and reference are one yet
     assert losses[8] < losses[1] - 0.05
