@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
 
 from celora.api.stream_messages import news_messages, progress_data
 from models.errors import CeloraError
@@ -64,6 +65,7 @@ class Feed:
         self.tail = place  # how far the thread has read
         self.shown = b""  # the progress it has told last
         self.watchers = 0
+        self.closed = False
         self._start = place
         self._told: deque[Told] = deque(maxlen=_KEPT)
         self._count = 0  # of all that was ever told
@@ -72,6 +74,14 @@ class Feed:
     def publish(self, told: Told) -> None:
         self._told.append(told)
         self._count += 1
+        self._wake()
+
+    def close(self) -> None:
+        """The server stops: whoever waits goes."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -90,6 +100,8 @@ class Feed:
                 yield told
                 if told.news.over:
                     return
+            if self.closed:
+                return
             if seen == self._count:
                 await changed.wait()
 
@@ -145,6 +157,9 @@ class Feeds:
 
     def _follow(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
         while feeds := self._watched():
+            if AppStatus.should_exit:
+                for feed in feeds.values():
+                    loop.call_soon_threadsafe(feed.close)
             self._read(feeds, loop)
             self._await_news(listener)
             _sleep(_PAUSE_SECONDS)

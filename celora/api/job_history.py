@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
+import anyio
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
@@ -132,7 +133,9 @@ async def stream_job(
             async for message in messages:
                 yield message
 
-    return EventSourceResponse(all_of_them(), ping=15, sep="\n")
+    return EventSourceResponse(
+        all_of_them(), ping=15, sep="\n", shutdown_event=anyio.Event(), shutdown_grace_period=3
+    )
 
 
 def _require_own(caller: Caller, job_id: str) -> None:

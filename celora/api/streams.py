@@ -42,6 +42,8 @@ async def told(
                 messages = one.messages_after(watcher.place)
                 for message in watcher.takes(messages, one.news, one.progress):
                     yield message
+        if feed.closed:
+            return  # without an end: another process goes on from the last message
         # Over, or too slow for the feed: what is left is read from the tables.
 
 
