@@ -308,6 +308,8 @@ def test_metrics_are_for_this_machine_or_with_a_token(http: httpx.Client) -> Non
         assert http.get("/metrics").status_code == 401
         assert http.get("/metrics", headers=bearer("wrong")).status_code == 401
         assert http.get("/metrics", headers=bearer("scrape-it")).status_code == 200
+    with variables(CELORA_API_METRICS_TOKEN=""):  # left empty is not open to all
+        assert http.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 404
 
 
 def test_the_page_describes_every_error_and_the_keys(http: httpx.Client) -> None:
