@@ -67,7 +67,13 @@ def test_from_registration_to_rollback(celora: Celora) -> None:
     assert shown == found[0]
     assert shown["evaluation"]["tuned"]["loss"] == 0.5
     assert shown["win_rate"]["ratings"] == 0
-    for part in ("bot/3", "lora, rank 16", "Celora 0.1.0 with torch 2", "r1", "nobody has rated it"):
+    for part in (
+        "bot/3",
+        "lora, rank 16",
+        "Celora 0.1.0 with torch 2",
+        "r1",
+        "nobody has rated it",
+    ):
         assert part in celora("adapters", "show", "bot/3")[1], part
     assert celora("adapters", "gate", "bot", "production", "loss", "--remove")[0] == 0
     assert "removed: 3 → none" in celora(*alias, "none")[1]

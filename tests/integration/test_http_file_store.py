@@ -45,10 +45,15 @@ def caller() -> Caller:
     return Caller(tenant="team", user="ann", key_id="key_1", scopes=scopes, tenant_id=tenant_id)
 
 
-def keep(caller: Caller, **more: int) -> StoredFile:
+def keep(caller: Caller, *, lives_seconds: int | None = None) -> StoredFile:
     content = io.BytesIO(ROWS)
     return keep_file(
-        caller.tenant_id, "ann", content, filename="a.jsonl", purpose="fine-tune", **more
+        caller.tenant_id,
+        "ann",
+        content,
+        filename="a.jsonl",
+        purpose="fine-tune",
+        lives_seconds=lives_seconds,
     )
 
 
