@@ -9,7 +9,7 @@ why the dispatcher, whose tickets these are, could; nobody else can read another
     role         does                                              consumes
     dispatcher   declares the queues of tickets, publishes tickets nothing
     cpu          prepares data, takes jobs, answers their callers  celora.cpu, celery
-    gpu          trains on the devices of one host                 the queues of that host's devices
+    gpu          trains on the devices of one host, or of any      the queues of those devices
     client       hands in jobs over the broker                     its own answers; celery
     flower       watches, and terminates                           events, and replies to itself
 """
@@ -63,6 +63,11 @@ def gpu(host: str) -> Permission:
     """For all devices of one host: a worker of another host cannot take their tickets."""
     queue = re.escape(gpu_queue(host, 0)).removesuffix("0") + r"\d+"
     return _worker(rf"gpu\d+@{re.escape(host)}", queue)
+
+
+def gpu_of_any_host() -> Permission:
+    """For the devices of all hosts, where hosts come and go, as a cluster's pods do."""
+    return _worker(r"gpu\d+@.+", r"celora\.gpu\..+")
 
 
 def client() -> Permission:

@@ -25,15 +25,20 @@ def definitions(
         list[str] | None,
         typer.Option(help="A host with GPU workers (its CELORA_HOST); for each one a user."),
     ] = None,
+    any_host: Annotated[
+        bool,
+        typer.Option("--any-host", help="One user, gpu, for the GPU workers of all hosts."),
+    ] = False,
     vhost: Annotated[str, typer.Option(help="Virtual host of RabbitMQ.")] = "celora",
 ) -> None:
     """Print what RabbitMQ loads: the vhost, a user for each role, and its permissions.
 
-    The users are dispatcher, cpu, client, flower, and gpu-HOST for each --host. Each password is
-    taken from CELORA_RABBITMQ_PASSWORD_USER (…_GPU_NODE1 for gpu-node1, or …_GPU for all hosts
-    alike); only its salted hash is printed. Load it with `rabbitmqctl import_definitions FILE`, or
-    name the file as `load_definitions` in rabbitmq.conf; a new password or host is loaded the same
-    way.
+    The users are dispatcher, cpu, client, flower, and gpu-HOST for each --host; with --any-host
+    one named gpu, for hosts that come and go, as a cluster's do: its workers could take each
+    other's tickets. Each password is taken from CELORA_RABBITMQ_PASSWORD_USER (…_GPU_NODE1 for
+    gpu-node1, or …_GPU for all hosts alike); only its salted hash is printed. Load it with
+    `rabbitmqctl import_definitions FILE`, or name the file as `load_definitions` in rabbitmq.conf;
+    a new password or host is loaded the same way.
     """
     from tasks import broker_roles
 
@@ -43,6 +48,8 @@ def definitions(
         "client": broker_roles.client(),
         "flower": broker_roles.flower(),
     } | {f"gpu-{name}": broker_roles.gpu(name) for name in host or ()}
+    if any_host:
+        roles["gpu"] = broker_roles.gpu_of_any_host()
     passwords = {user: _password(user) for user in roles}
     missing = [_variable(user) for user, password in passwords.items() if not password]
     if missing:
