@@ -356,6 +356,10 @@ def test_every_selector_selects(objects: list[Object]) -> None:
             assert matches(spread["labelSelector"], each["spec"]["template"])
     protected = {each["metadata"]["name"] for each in kinds(objects, "PodDisruptionBudget")}
     assert {"api", "dispatcher", "cpu-worker"} <= protected
+    assert {each["metadata"].get("namespace") for each in objects} == {None, "celora"}
+    assert [each["kind"] for each in objects if "namespace" not in each["metadata"]] == [
+        "Namespace"
+    ]
     denied = [each["spec"] for each in kinds(objects, "NetworkPolicy")]
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in denied
 
