@@ -108,7 +108,8 @@ class ChatDesk:
         self._closed.set()
 
     def write_rest(self, session: Session) -> None:
-        """In the transaction that ends the stage: no question is left without a word."""
+        """In the transaction that ends the stage, which may be tried again: no question is left
+        without a word."""
         with self._lock:
             for position in range(1, self._taken + 1):
                 answer = self._answers.setdefault(position, _Answer())
@@ -141,6 +142,7 @@ class ChatDesk:
             if unwritten := self._unwritten():
                 with transaction() as session:
                     self._write(session, unwritten)
+                self._note_written(unwritten)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + settings().control_seconds
                 self._look()
@@ -205,6 +207,9 @@ class ChatDesk:
                 whole=answer.whole,
                 error=answer.error,
             )
+
+    def _note_written(self, answers: dict[int, _Answer]) -> None:
+        """Once it is committed: what is rolled back is written again."""
         with self._lock:
             for position, answer in answers.items():
                 now = self._answers[position]

@@ -116,3 +116,34 @@ def test_a_chat_in_which_nothing_is_asked_ends() -> None:
     with transaction() as session:
         desk.write_rest(session)
     assert (work.turn(chat).answer, desk.turns, desk.tokens) == ("hello", 1, 2)
+
+
+@pytest.mark.usefixtures("database")
+def test_the_end_of_a_chat_that_was_rolled_back_is_written_again() -> None:
+    records.clear()
+    taken = records.running(evaluate=False)
+    with transaction() as session:
+        products.register_artifact(
+            session, taken.job_id, taken.fence, kind="adapter", url="/a", size_bytes=1
+        )
+    records.end(taken.job_id, taken.fence, Outcome.COMPLETED)
+    records.add_gpu()
+    chat = work.chat(taken.job_id)
+    records.place()
+    claim = records.claimed(chat, Stage.GENERATE)
+    work.ask(chat, "hello")
+    desk = ChatDesk(
+        chat,
+        claim.fence,
+        hand_in=lambda _: None,
+        on_over=lambda _: None,
+        on_stale=lambda: None,
+    )
+    desk.part(AnswerPart(position=1, text="hi", tokens=1, whole=True))  # not started: none writes
+    with transaction() as session:
+        desk.write_rest(session)
+        session.rollback()
+    assert work.turn(chat).answer == ""
+    with transaction() as session:
+        desk.write_rest(session)
+    assert (work.turn(chat).answer, work.turn(chat).answered_at is not None) == ("hi", True)
