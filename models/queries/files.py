@@ -127,7 +127,13 @@ def preview_expired(session: Session) -> tuple[int, int]:
 
 
 def mark_expired(session: Session, found: Sequence[Candidate]) -> list[Gone]:
-    files = session.scalars(select(StoredFile).where(StoredFile.id.in_([one.id for one in found])))
+    # All files before any user's row, as whoever deletes one does: neither waits for the other.
+    files = session.scalars(
+        select(StoredFile)
+        .where(StoredFile.id.in_([one.id for one in found]))
+        .order_by(StoredFile.id)
+        .with_for_update(key_share=True)
+    ).all()
     gone = [file for file in files if mark_file_deleted(session, file)]
     return [Gone("uploads", file.url, file.size_bytes) for file in gone]
 

@@ -48,6 +48,8 @@ class _Deliverer:
     async def serve(self) -> None:
         look_at = 0.0
         loop = asyncio.get_running_loop()
+        # The loop's own threads look up names: one that nobody answers for holds up no other.
+        loop.set_default_executor(ThreadPoolExecutor(_AT_ONCE[Kind.WEBHOOK], "resolve"))
         while not self.stop.is_set():
             if loop.time() >= look_at:
                 try:
