@@ -99,7 +99,8 @@ def mark_file_deleted(session: Session, file: StoredFile) -> bool:
 
 
 def needed_by(session: Session, tenant_id: int, dataset: str) -> str | None:
-    """The id of a job that still has to read the data set: one that is not prepared yet."""
+    """The id of a job that still has to read the data set: one that is not prepared yet, paused or
+    not."""
     found: str | None = session.scalar(_NEEDED, {"tenant_id": tenant_id, "dataset": dataset})
     return found
 
@@ -151,12 +152,15 @@ def _count(session: Session, whose: ColumnElement[bool], size_bytes: int) -> Non
     session.execute(update(User).where(whose).values(disk_used_bytes=used))
 
 
-_NEEDED = text("""
+# Jobs that have not read their data: one that was paused before goes on from there.
+_UNREAD = "jobs.state IN ('pending', 'paused') AND jobs.stage = 'preprocess'"
+
+_NEEDED = text(f"""
     SELECT id FROM jobs
-    WHERE state = 'pending' AND tenant_id = :tenant_id
+    WHERE {_UNREAD} AND tenant_id = :tenant_id
       AND :dataset IN (spec ->> 'dataset', spec ->> 'eval_dataset')
     LIMIT 1
-""")
+""")  # noqa: S608 (constants)
 
 _ROOM = text("""
     SELECT CAST(least(
@@ -169,16 +173,20 @@ _ROOM = text("""
     WHERE tenants.id = :tenant_id
 """)
 
-# The dataset of a job names the file inside the folder.
-_PAST = """
-    FROM files
-    WHERE deleted_at IS NULL AND expires_at <= statement_timestamp()
-      AND NOT EXISTS (
-          SELECT FROM jobs
-          WHERE jobs.tenant_id = files.tenant_id AND jobs.state = 'pending'
-            AND (starts_with(jobs.spec ->> 'dataset', files.url)
-                 OR starts_with(jobs.spec ->> 'eval_dataset', files.url))
-      )
-"""
-_EXPIRED = text(f"SELECT id, id, statement_timestamp() {_PAST} ORDER BY id")
-_PREVIEW = text(f"SELECT count(*), coalesce(sum(size_bytes), 0)::bigint {_PAST}")
+# The dataset of a job names the file inside the folder. Each job is looked at once, however many
+# files there are.
+_PAST = f"""
+    WITH readers AS MATERIALIZED (
+        SELECT tenant_id, unnest(ARRAY[spec ->> 'dataset', spec ->> 'eval_dataset']) AS reads
+        FROM jobs WHERE {_UNREAD}
+    ), past AS (
+        SELECT id, size_bytes FROM files
+        WHERE deleted_at IS NULL AND expires_at <= statement_timestamp()
+          AND NOT EXISTS (
+              SELECT FROM readers
+              WHERE readers.tenant_id = files.tenant_id AND starts_with(reads, files.url)
+          )
+    )
+"""  # noqa: S608 (constants)
+_EXPIRED = text(f"{_PAST} SELECT id, id, statement_timestamp() FROM past ORDER BY id")  # noqa: S608 (constants)
+_PREVIEW = text(f"{_PAST} SELECT count(*), coalesce(sum(size_bytes), 0)::bigint FROM past")  # noqa: S608 (constants)

@@ -104,7 +104,13 @@ def test_a_file_that_a_job_has_to_read_yet_stays(caller: Caller) -> None:
         delete_file(caller, file.id)
     expire(file)
     assert sweep() == {}
-    stored.sql("UPDATE jobs SET state = 'queued' WHERE id = :id", id=job_id)
+    stored.sql("UPDATE files SET expires_at = NULL WHERE id = :id", id=file.id)
+    stored.sql("UPDATE jobs SET state = 'paused' WHERE id = :id", id=job_id)
+    with pytest.raises(StateError, match=job_id):
+        delete_file(caller, file.id)
+    expire(file)
+    assert sweep() == {}, "once it is resumed it reads the file"
+    stored.sql("UPDATE jobs SET state = 'queued', stage = 'train' WHERE id = :id", id=job_id)
     planned = sweeping.preview()
     assert (planned.counts["uploads"], planned.size_bytes["uploads"]) == (1, len(ROWS))
     assert sweep() == {"uploads": 1}
