@@ -148,10 +148,12 @@ class Feeds:
             except CeloraError as error:
                 _log.warning("watchers wait: %s", error.what)
                 _sleep(_AGAIN_SECONDS)
-            except RuntimeError:
-                if not loop.is_closed():
-                    raise
-                return  # the server has stopped
+            except Exception:  # noqa: BLE001 (whatever it is)
+                if loop.is_closed():
+                    return  # the server has stopped
+                # Not the end: no other thread would be started, and all who watch would wait.
+                _log.exception("watchers wait: the news could not be read")
+                _sleep(_AGAIN_SECONDS)
             else:
                 return  # nobody watches, and whoever comes next starts another thread
 
