@@ -145,6 +145,7 @@ _OVERDUE_OF_JOBS = text(f"""
         UPDATE job_targets
         SET look_at = CASE
             WHEN is_over OR waits AND too_long_at <= clock_timestamp() THEN NULL
+            WHEN waits THEN too_long_at
             ELSE greatest(too_long_at, clock_timestamp() + least(allowed, interval '1 hour'))
         END
         FROM found

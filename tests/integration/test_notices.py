@@ -289,6 +289,20 @@ def test_a_jobs_own_rule_is_looked_at_until_it_is_told_or_over() -> None:
     assert left == [running]  # it may be put back into the queue
 
 
+def test_a_job_that_waits_anew_is_looked_at_when_its_time_comes() -> None:
+    add("mine", events=())
+    job_id = records.queued(notify=("mine",), notify_on=("waiting",), notify_wait_seconds=3600)
+    queued_ago(job_id, 3590)
+    with transaction() as session:
+        session.execute(text("UPDATE job_targets SET look_at = clock_timestamp()"))
+    assert look() == 0
+    due = text(
+        "SELECT look_at = queued_at + interval '1h' FROM job_targets JOIN jobs ON id = job_id"
+    )
+    with transaction() as session:
+        assert session.scalars(due).one()
+
+
 # The month's GPU hours
 
 
