@@ -34,7 +34,7 @@ class Prompts:
     history: list[dict[str, str]] = field(default_factory=list)
 
     def of(self, text: str) -> list[int]:
-        """Raises InputError for a prompt that is too long, alone."""
+        """Raises InputError for a prompt that is too long, alone, or of no token."""
         if self.layout == "instruction":
             ids = self._ids(instruction_prompt(text, ""))
         elif self.layout == "chat":
@@ -45,6 +45,8 @@ class Prompts:
                 ids = self._conversation()
         else:
             ids = self._ids(text)
+        if not ids:  # of an empty text, with a tokenizer that begins with no token of its own
+            raise InputError("nothing was asked", where="prompt", remedy="ask something")
         if len(ids) > self.most_tokens:
             raise InputError(
                 f"this makes {len(ids)} tokens; with room for an answer {self.most_tokens} fit",

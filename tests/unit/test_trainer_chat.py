@@ -56,6 +56,12 @@ def test_the_oldest_turns_make_room_and_a_prompt_that_fits_nowhere_is_refused() 
     assert talk.history == []
 
 
+def test_a_prompt_of_no_token_is_refused() -> None:
+    empty = Prompts(lambda _: {"input_ids": []}, "plain", 100)
+    with pytest.raises(InputError, match="nothing was asked"):
+        empty.of("")
+
+
 def test_the_data_decides_before_the_template() -> None:
     with_template = Tokenizer()
     without = SimpleNamespace(chat_template=None)
