@@ -11,6 +11,7 @@ from typing import Any
 
 _BAR = 30
 _NAMED_PLACES = 5
+_SPREAD = ("min", "p50", "p95", "p99", "max")  # jsonb gives an object's keys in an order of its own
 
 
 def quality_facts(quality: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -19,7 +20,7 @@ def quality_facts(quality: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "looked at", f"{rows:,} rows" + ("" if rows == of_rows else f", the first of {of_rows:,}")
     for part in ("prompt", "answer"):
         if lengths := (quality.get("characters") or {}).get(part):
-            yield f"characters, {part}", ", ".join(f"{name} {n:,}" for name, n in lengths.items())
+            yield f"characters, {part}", spread(lengths)
     for name, words in (
         ("duplicates", _repeated),
         ("leakage", _leaked),
@@ -35,6 +36,13 @@ def quality_facts(quality: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def quality_warnings(quality: dict[str, Any]) -> list[str]:
     return [f"{one['what']}; {one['remedy']}" for one in quality.get("findings") or []]
+
+
+def spread(lengths: dict[str, Any]) -> str:
+    """Least, percentiles and most, in this order; what is missing is left out."""
+    return ", ".join(
+        f"{name} {lengths[name]:,}" for name in _SPREAD if lengths.get(name) is not None
+    )
 
 
 def histogram_facts(bins: list[dict[str, int]]) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ def _say_usage(error: typer.TyperException) -> None:
     """A mistake in the command line, in typer's own words, which name the option."""
     if not error.format_message():  # no command was named: the help has been printed
         return
-    say_error(error.format_message())
+    say_error(error.format_message().replace(": Value error, ", ": "))  # pydantic's prefix
     context = getattr(error, "ctx", None)
     if context is not None:
         print(f"  What to do: {context.command_path} --help", file=sys.stderr)

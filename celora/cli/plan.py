@@ -40,7 +40,7 @@ def plan(
     try:
         made = celora.plan(read_data=data, **(fields | given_fields(options)))
     except SpecError as error:
-        raise in_options(error) from None
+        raise in_options(error, "celora plan") from None
     if as_json:
         print_json(record(made))
     else:

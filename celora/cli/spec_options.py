@@ -55,13 +55,15 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_options(error: SpecError) -> SpecError:
+def in_options(error: SpecError, command: str) -> SpecError:
     """The same error with the option's name instead of the field's."""
     field = (error.where or "").partition(".")[0]
     if field not in JobSpec.model_fields:
         return error
+    told = error.remedy or ""
+    remedy = f"{command} --help" if not told or "submit --help" in told else told
     what = "is required" if error.what == "Field required" else error.what
-    return SpecError(what, where=option_name(field), remedy="celora submit --help")
+    return SpecError(what, where=option_name(field), remedy=remedy)
 
 
 def option_name(field: str) -> str:
@@ -105,7 +107,7 @@ def _options(fields: Collection[str]) -> list[inspect.Parameter]:
                     _option_type(field.annotation) | None,
                     typer.Option(
                         *_option_names(name, field),
-                        help=_help(field),
+                        help=_help(field, whole="dataset" in fields),
                         metavar=_METAVARS.get(name),
                         rich_help_panel=panel,
                         show_default=False,
@@ -138,9 +140,11 @@ def _option_type(annotation: Any) -> Any:
     return annotation
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, *, whole: bool) -> str:
     text = field.description or ""
     if field.is_required():
+        if not whole:  # data can be looked at without a base model
+            return text
         return f"{text} \\[required]"
     default = field.get_default(call_default_factory=True, validated_data={})
     if default in (None, PydanticUndefined, {}, ()):

@@ -49,7 +49,7 @@ def submit(
             **(fields | given_fields(options)),
         )
     except SpecError as error:
-        raise in_options(error) from None
+        raise in_options(error, "celora submit") from None
     if as_json and not wait:
         print_json(job)
     elif not as_json:

@@ -38,7 +38,7 @@ def validate(
         with _progress() as tell:
             report = celora.validate(dataset, on_progress=tell, **given_fields(options))
     except SpecError as error:
-        raise in_options(error) from None
+        raise in_options(error, "celora validate") from None
     if as_json:
         print_json(report.record())
     else:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from celora.cli.output import facts
-from celora.data_words import histogram_facts, quality_facts, quality_warnings
+from celora.data_words import histogram_facts, quality_facts, quality_warnings, spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,8 +41,7 @@ def _lines(verdict: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("dropped", dropped))
     if verdict.get("truncated"):
         lines.append(("cut off", f"{known['truncated']} rows"))
-    lengths = ", ".join(f"{name} {count:,}" for name, count in _entries(verdict, "lengths"))
-    if lengths:
+    if lengths := spread(verdict.get("lengths") or {}):
         lines.append(("tokens a row", lengths))
         lines += histogram_facts(verdict.get("length_histogram") or [])
     if "total_steps" in verdict:

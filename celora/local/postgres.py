@@ -240,6 +240,8 @@ class EmbeddedPostgres:
             connection.execute("SET log_min_messages = fatal")
             with suppress(psycopg.errors.DuplicateObject):
                 connection.execute("CREATE ROLE celora LOGIN")
+            # `celora db grant-…` makes roles.
+            connection.execute("ALTER ROLE celora CREATEROLE")
             with suppress(psycopg.errors.DuplicateDatabase):
                 connection.execute("CREATE DATABASE celora OWNER celora")
 

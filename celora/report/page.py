@@ -12,7 +12,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from celora.cli.output import duration, size
-from celora.data_words import histogram_facts, quality_facts, quality_warnings
+from celora.data_words import histogram_facts, quality_facts, quality_warnings, spread
 from celora.report.charts import charts_of, svg
 from celora.report.facts import Run, spec_differences
 from celora.times import amount, epochs_in_words, stages_in_words
@@ -123,7 +123,7 @@ def _data(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for why, count in (verdict.get("dropped") or {}).items():
         yield f"dropped: {why.replace('_', ' ')}", _shown(count)
     if lengths := verdict.get("lengths"):
-        yield "tokens a row", ", ".join(f"{name} {count:,}" for name, count in lengths.items())
+        yield "tokens a row", spread(lengths)
         yield from histogram_facts(verdict.get("length_histogram") or [])
     if quality := verdict.get("quality"):
         yield from quality_facts(quality)

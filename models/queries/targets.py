@@ -115,7 +115,8 @@ def find_target(session: Session, tenant: str, name: str) -> Target:
     ).one_or_none()
     if found is None:
         raise NotFoundError(
-            f"tenant {tenant} has no target {name!r}", remedy="`celora notify list` shows them"
+            f"tenant {tenant} has no target {name!r}",
+            remedy=f"`celora notify list` shows them; `celora notify add {name} --tenant {tenant}` makes it",
         )
     return found
 
