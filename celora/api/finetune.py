@@ -90,5 +90,10 @@ def _standing(job: Job) -> Standing:
         trained_tokens=job.trained_tokens,
         fine_tuned_model=model_name(job) if done else None,
         evaluation=(job.result or {}).get("evaluation"),
-        error=job.error,
+        error=_without_place(job.error),
     )
+
+
+def _without_place(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where it happened is a folder or a URL of the store, which is nobody's business."""
+    return error and {name: value for name, value in error.items() if name != "where"}

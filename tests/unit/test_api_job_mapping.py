@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celora.api.errors import ApiError
+from celora.api.finetune import _standing
 from celora.api.hyperparameters import (
     AnsweredDpo,
     DpoHyperparameters,
@@ -25,6 +26,7 @@ from celora.api.stream_messages import parse_place
 from models.errors import SpecError
 from models.queries.following import Place
 from models.spec import JobSpec
+from models.tables import Job
 from tests.environment import variables
 
 FILES = Files("/store/train.jsonl", None, rows=None)
@@ -170,3 +172,18 @@ def test_names_show_no_folders() -> None:
 @pytest.mark.parametrize("text", ["", "x", "1.2-3", "1.2-3.4.5.a\nb", "9" * 30 + ".1-1.1.1."])
 def test_an_id_of_nobodys_begins_at_the_beginning(text: str) -> None:
     assert parse_place(text) == (Place(), False)
+
+
+def test_the_short_form_tells_no_place_of_the_store() -> None:
+    error = {"code": "invalid_data", "message": "bad", "where": "/store/files/1/file-a/data.jsonl"}
+    job = Job(
+        id="ftjob-1",
+        state="failed",
+        base_model="owner/model",
+        method="lora",
+        stage="preprocess",
+        step=0,
+        trained_tokens=0,
+        error=error,
+    )
+    assert _standing(job).error == {"code": "invalid_data", "message": "bad"}
