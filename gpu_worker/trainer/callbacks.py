@@ -51,7 +51,7 @@ class Progress(TrainerCallback):
         total_steps: int,
         resumed: Checkpoint | None,
         device: torch.device,
-        held_out: Callable[[], dict[str, float]],
+        held_out: Callable[[Any], dict[str, float]],  # of the model, which must not be kept
     ) -> None:
         self.start_step = 0 if resumed is None else resumed.step
         self.total_steps = total_steps
@@ -130,7 +130,7 @@ class Progress(TrainerCallback):
 
     @override
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         self.last_step_ended = time.time()
         self.step = state.global_step
@@ -139,7 +139,7 @@ class Progress(TrainerCallback):
         self._cancel_at_once()
         every = self._spec.eval_every_steps
         if every is not None and self.step % every == 0:
-            self._evaluate(state)
+            self._evaluate(state, objects["model"])
         if self.step % self._spec.checkpoint_every_steps == 0:
             control.should_save = True
         if (reason := self._channel.stop_reason) is not None:
@@ -227,10 +227,10 @@ class Progress(TrainerCallback):
         if time.perf_counter() - self._drained >= _DRAIN_SECONDS:
             self.drain()
 
-    def _evaluate(self, state: TrainerState) -> None:
+    def _evaluate(self, state: TrainerState, model: Any) -> None:
         self.drain()
         began = time.perf_counter()
-        measured = self._held_out()
+        measured = self._held_out(model)
         if not measured:
             return
         self.latest |= measured

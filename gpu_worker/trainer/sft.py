@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def train(
         total_steps=size.total_steps,
         resumed=resumed,
         device=job.base.model.device,
-        held_out=lambda: _held_out(job, trainer.model),
+        held_out=partial(_held_out, job),
     )
     progress_made(progress)
 
