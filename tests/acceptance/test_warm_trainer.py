@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from gpu_worker.protocol import Metrics, Replace, Started, Stop, Trained
+from gpu_worker.protocol import Log, Metrics, Replace, Started, Stop, Trained
 from tests.trainer_driver import Trainer, make_run, prepared_data, trained
 
 pytestmark = pytest.mark.torch
@@ -99,6 +99,35 @@ def test_a_dirtied_base_is_replaced(base: Path, data: Path, tmp_path: Path) -> N
         assert trainer.checked().differences
         assert "requires_grad was True, is False" in message.why
         assert trainer.process.wait(timeout=30) == 0
+
+
+# The real process, which says after each command how many of its trainers are left in memory.
+COUNTING = """
+import gc
+from gpu_worker.trainer import main as process
+from gpu_worker.trainer.__main__ import main
+from gpu_worker.trainer.job_trainer import JobRecords
+
+class Counting(process.Process):
+    def serve(self, command):
+        super().serve(command)
+        gc.collect()
+        left = sum(isinstance(one, JobRecords) for one in gc.get_objects())
+        self._channel.log(f"trainers left: {left}")
+
+process.Process = Counting
+main()
+"""
+
+
+@pytest.mark.slow
+def test_an_idle_process_holds_no_optimizer(base: Path, data: Path, tmp_path: Path) -> None:
+    with Trainer(command=("-c", COUNTING)) as trainer:
+        for number in ("1", "2"):
+            trained(trainer.run(make_run(base, data, tmp_path / number, eval_every_steps=2)))
+        assert [log.line for log in trainer.all(Log) if "left" in log.line][:1] == [
+            "trainers left: 0"
+        ]
 
 
 def test_every_step_is_recorded(warm: Trainer, base: Path, data: Path, tmp_path: Path) -> None:
