@@ -103,17 +103,6 @@ def register_export(
         add_event(session, source, "exported", f"{said} (job {job_id})")
 
 
-def exports_of(session: Session, job_id: str) -> list[Job]:
-    """Of what a job has trained, the newest first."""
-    return list(
-        session.scalars(
-            select(Job)
-            .where(Job.source_job == job_id, Job.purpose == Purpose.EXPORT)
-            .order_by(Job.created_at.desc(), Job.id)
-        )
-    )
-
-
 def _insert(
     session: Session,
     found: Resolved,
