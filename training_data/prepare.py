@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,12 +206,13 @@ def _write_tokens(
     digest of the held-out rows."""
     tally = Tally()
     pairs = tokeniser.pairs
-    kept = quality.watched(rows.kept()) if quality else rows.kept()
     with (
+        # In this thread, whatever becomes of it: its database may be closed in no other one.
+        closing(rows.kept()) as kept,
         TokenWriter(scratch / _UNPACKED, held_out=False, pairs=pairs) as train,
         TokenWriter(scratch / "eval.arrow", held_out=True, pairs=pairs) as held_out,
     ):
-        for row in tokeniser.tokens(kept):
+        for row in tokeniser.tokens(quality.watched(kept) if quality else kept):
             tally.add(row)
             (held_out if row.held_out else train).add(row)
     return tally, max(train.highest_id, held_out.highest_id), held_out.digest

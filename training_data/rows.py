@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Rows:
         self.cut_turns = 0  # rows with turns after the last answer
         self.run_together = 0  # rows whose prompt and answer meet without white space
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Generator[Kept]:
         """Every row that is whole, new and right. Raises InputError, DataError, UnavailableError;
         what is wrong with single rows goes to the problems."""
         with Seen(self._scratch) as seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,10 +110,10 @@ def _read(
     spec: JobSpec, rows: Rows, problems: Problems, look: Quality | None, scratch: Path
 ) -> dict[str, Any]:
     trained = held_out = 0
-    with writable(scratch):
-        for kept in look.watched(rows.kept()) if look else rows.kept():
-            held_out += kept.held_out
-            trained += not kept.held_out
+    with writable(scratch), closing(rows.kept()) as kept:
+        for row in look.watched(kept) if look else kept:
+            held_out += row.held_out
+            trained += not row.held_out
     problems.raise_any(spec.dataset)
     verdict = verdicts.counted(rows, None) | {"rows_train": trained, "rows_eval": held_out}
     return verdict | {"warnings": verdicts.warnings(spec, rows, verdict)} | _quality(look, scratch)

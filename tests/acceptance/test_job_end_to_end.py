@@ -310,12 +310,6 @@ def test_the_command_tells_all_of_a_job(running: Stack, lora: Job) -> None:
         assert part in told, sorted(told)
 
 
-def test_the_workers_stop_cleanly(running: Stack) -> None:
-    """Last in this file: nothing of the stack is left after a SIGTERM."""
-    for process in list(reversed(running.running)):
-        assert running.stop(process) == 0, process.said()[-2000:]
-
-
 def test_a_dpo_job_moves_the_held_out_answers_apart(running: Stack, base: Path) -> None:
     pairs = Path(__file__).parents[2] / "examples" / "smart_home_preferences" / "pairs.jsonl"
     asked = celora.submit(
@@ -346,3 +340,9 @@ def test_a_dpo_job_moves_the_held_out_answers_apart(running: Stack, base: Path) 
     shown = running.run("job", job.id).stdout
     assert "reward margin" in shown
     assert "preferred answer more probable" in shown
+
+
+def test_the_workers_stop_cleanly(running: Stack) -> None:
+    """Last in this file: nothing of the stack is left after a SIGTERM."""
+    for process in list(reversed(running.running)):
+        assert running.stop(process) == 0, process.said()[-2000:]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import kombu
 import psycopg
@@ -35,9 +36,7 @@ USERS = ("dispatcher", "cpu", "client", "flower", f"gpu-{HOST}")
 
 
 @pytest.fixture(scope="module")
-def brokers(
-    rabbitmq: RabbitServer, broker: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def brokers(rabbitmq: RabbitServer, broker: str, server_folder: Path) -> Iterator[dict[str, str]]:
     """User → URL of the module's vhost under that user."""
     control = rabbitmq.control
     if not isinstance(control, Rabbitmqctl):
@@ -63,10 +62,8 @@ def brokers(
         user["name"] += f"-{mine}"
     for permission in defined["permissions"]:
         permission["user"] += f"-{mine}"
-    file = tmp_path_factory.mktemp("broker") / "definitions.json"
+    file = server_folder / "definitions.json"  # where RabbitMQ's own user can read it
     file.write_text(json.dumps(defined))
-    for path in (file, *file.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)  # RabbitMQ's own user reads it
     control.run("import_definitions", str(file))
     yield {
         user: url.set(username=f"{user}-{mine}", password=f"{user}-of-{mine}").render_as_string(

@@ -168,6 +168,8 @@ class Terminal:
         environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "90"}
         self._pid, self._screen = pty.fork()
         if self._pid == 0:
+            # Whoever runs tests in the background of a shell has them ignore Ctrl-C, and children.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(Path(__file__).parents[2])
             os.execve(command[0], command, environment)  # noqa: S606 (no shell is wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -92,10 +93,12 @@ class Quality:
     ) -> None:
         import shutil
 
-        self._places.__exit__(kind, error, trace)
-        if self._comparison is not None:
-            self._comparison.__exit__(kind, error, trace)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # A full disk has been told already: what could not be written is not wanted any more.
+        with suppress(OSError), ExitStack() as stack:
+            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            if self._comparison is not None:
+                stack.push(self._comparison)
+            stack.push(self._places)
 
     def watched(self, rows: Iterable[Kept]) -> Iterator[Kept]:
         """The same rows."""
