@@ -143,6 +143,7 @@ def test_what_dies_is_started_again(local: Stack) -> None:
     assert submit(local, SCRIPT, "--wait")["state"] == "completed"
 
 
+@pytest.mark.slow  # half a minute
 def test_watch_survives_a_crash_of_the_database(local: Stack) -> None:
     start(local)
     job = submit(local, "scripted:?steps=400&step_seconds=0.02")["id"]

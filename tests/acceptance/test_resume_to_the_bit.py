@@ -223,6 +223,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(pool: Stack, fields: dict
     same_to_the_bit(pool, undisturbed, disturbed)
 
 
+@pytest.mark.slow  # half a minute; test_trainer_resume has the trainer alone
 def test_an_8bit_optimizer_on_a_quantised_base_goes_on_with_the_same_bits(
     pool: Stack, fields: dict[str, Any]
 ) -> None:

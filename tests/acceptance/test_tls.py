@@ -25,7 +25,7 @@ from tests.postgres_server import free_port
 from tests.scripted_jobs import FAST, in_state, submit, words
 from tests.stack import Stack
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.slow]  # two servers of its own: half a minute
 
 
 @dataclass(frozen=True, slots=True)

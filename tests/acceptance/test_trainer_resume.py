@@ -17,6 +17,7 @@ from tests.trainer_driver import Trainer, make_run, moment_types, prepared_data,
 pytestmark = pytest.mark.torch
 
 
+@pytest.mark.slow  # half a minute
 def test_full_trains_in_a_fresh_process_resumes_to_the_bit_and_leaves(
     base: Path, data: Path, tmp_path: Path
 ) -> None:

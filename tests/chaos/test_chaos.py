@@ -10,6 +10,7 @@ from tests.chaos.run import Plan, run
 from tests.conftest import unavailable
 
 
+@pytest.mark.slow  # a minute
 @pytest.mark.broker
 @pytest.mark.timeout(400)
 def test_a_short_run_of_chaos_loses_nothing() -> None:

@@ -115,6 +115,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.slow  # mlflow takes long to load
 def test_mlflow_has_one_run_over_both_attempts(home: Path) -> None:
     told = _run(["mlflow"], "COMPLETED", "FAILED", "LOST")
 
