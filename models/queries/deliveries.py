@@ -61,8 +61,16 @@ class DeliveryView:
 
 
 def claim(session: Session, kind: Kind, limit: int, lease_seconds: float) -> list[Sending]:
-    """The next message of so many free targets of a kind, those tried longest ago first."""
-    asked = {"kind": kind, "limit": limit, "lease_seconds": lease_seconds}
+    """The next message of so many free targets of a kind, those tried longest ago first.
+
+    What a later version tells of is left to that version's dispatcher.
+    """
+    asked = {
+        "kind": kind,
+        "limit": limit,
+        "lease_seconds": lease_seconds,
+        "known": [notice.value for notice in Notice],
+    }
     rows = session.execute(_CLAIM, asked).mappings()
     return [Sending(**{**row, "notice": Notice(row["notice"])}) for row in rows]
 
@@ -164,7 +172,7 @@ _CLAIM = text("""
           AND (busy_until IS NULL OR busy_until < clock_timestamp())
           AND EXISTS (SELECT FROM deliveries
                       WHERE target_id = targets.id AND state = 'waiting'
-                        AND next_at <= clock_timestamp())
+                        AND next_at <= clock_timestamp() AND notice = ANY(:known))
         ORDER BY tried_at NULLS FIRST, id
         LIMIT :limit
         FOR NO KEY UPDATE SKIP LOCKED
@@ -179,6 +187,7 @@ _CLAIM = text("""
         FROM taken CROSS JOIN LATERAL (
             SELECT id FROM deliveries
             WHERE target_id = taken.id AND state = 'waiting' AND next_at <= clock_timestamp()
+              AND notice = ANY(:known)
             ORDER BY next_at, id LIMIT 1
         ) AS due
     )

@@ -194,6 +194,18 @@ def test_a_sender_that_dies_between_claim_and_sending_loses_nothing(receiver: Re
     assert celora.deliveries()[0].state == "delivered"
 
 
+def test_what_a_later_version_tells_of_waits_for_its_dispatcher(receiver: Receiver) -> None:
+    celora.add_target("ops", webhook=receiver.url)
+    job_fails()
+    with transaction() as session:
+        session.execute(text("UPDATE deliveries SET notice = 'told.later'"))
+    with transaction() as session:
+        assert deliveries.claim(session, Kind.WEBHOOK, 10, lease_seconds=600) == []
+        session.execute(text("UPDATE deliveries SET notice = 'job.failed'"))
+    with transaction() as session:
+        assert len(deliveries.claim(session, Kind.WEBHOOK, 10, lease_seconds=600)) == 1
+
+
 def test_what_waits_for_a_removed_target_is_dropped_and_the_log_stays() -> None:
     celora.add_target("ops", webhook="https://hooks.example.com/x")
     waiting = celora.send_test("ops")
