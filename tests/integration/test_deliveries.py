@@ -198,10 +198,10 @@ def test_what_a_later_version_tells_of_waits_for_its_dispatcher(receiver: Receiv
     celora.add_target("ops", webhook=receiver.url)
     job_fails()
     with transaction() as session:
-        session.execute(text("UPDATE deliveries SET notice = 'told.later'"))
+        session.execute(text("UPDATE deliveries SET notice = 'told_later'"))
     with transaction() as session:
         assert deliveries.claim(session, Kind.WEBHOOK, 10, lease_seconds=600) == []
-        session.execute(text("UPDATE deliveries SET notice = 'job.failed'"))
+        session.execute(text("UPDATE deliveries SET notice = 'failed'"))
     with transaction() as session:
         assert len(deliveries.claim(session, Kind.WEBHOOK, 10, lease_seconds=600)) == 1
 
