@@ -143,9 +143,8 @@ def _option_type(annotation: Any) -> Any:
 def _help(field: FieldInfo, *, whole: bool) -> str:
     text = field.description or ""
     if field.is_required():
-        if not whole:  # data can be looked at without a base model
-            return text
-        return f"{text} \\[required]"
+        # Data can be looked at without a base model.
+        return f"{text} \\[required]" if whole else text
     default = field.get_default(call_default_factory=True, validated_data={})
     if default in (None, PydanticUndefined, {}, ()):
         return text

@@ -116,7 +116,8 @@ def find_target(session: Session, tenant: str, name: str) -> Target:
     if found is None:
         raise NotFoundError(
             f"tenant {tenant} has no target {name!r}",
-            remedy=f"`celora notify list` shows them; `celora notify add {name} --tenant {tenant}` makes it",
+            remedy="`celora notify list` shows them;"
+            f" `celora notify add {name} --tenant {tenant}` makes it",
         )
     return found
 
