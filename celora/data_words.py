@@ -98,7 +98,7 @@ def _labels(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _languages(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if told := found["rows"] - found["too_short"]:
-        short = f"; {found['too_short']:,} too short to tell" if found["too_short"] else ""
+        short = f"; {found['too_short']:,} too short or no prose" if found["too_short"] else ""
         languages = _shares(found["languages"], told)
         yield "languages of answers", f"{languages}, of {told:,} rows looked at{short}"
     if found["with_both"]:

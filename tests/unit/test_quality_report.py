@@ -233,6 +233,15 @@ def test_languages_and_scripts(tmp_path: Path) -> None:
     assert (found["other_than_prompt"], found["with_both"]) == (40, 60)
 
 
+def test_answers_in_json_are_in_no_language(tmp_path: Path) -> None:
+    data = rows(30)
+    for number, row in enumerate(data):
+        row["output"] = json.dumps({"intent": "turn_on", "device": "lamp", "room": number})
+    found = quality(write(tmp_path / "rows.jsonl", data))
+    assert found["language"]["languages"] == []
+    assert (found["language"]["too_short"], found["language"]["with_both"]) == (30, 0)
+
+
 def test_conversations_are_compared_without_their_system_message(tmp_path: Path) -> None:
     system = {"role": "system", "content": sentence(random.Random(0), 60)}
     data = [

@@ -13,6 +13,7 @@ from training_data.watch import Watch
 
 _MOST_CHARACTERS = 200  # of prompt and answer: more says nothing new
 _FEWEST_LETTERS = 20  # in fewer a language cannot be told
+_PROSE = 0.7  # letters and spaces in prose, at least: JSON, code and formulas have fewer
 _LOOK_EVERY = 20
 _LISTED = 8
 _SMALL = 0.005  # a language with less of the sample is as likely a wrong guess
@@ -72,8 +73,9 @@ def _shares(counts: Counter[str], total: int) -> list[dict[str, Any]]:
 
 
 def _language(text: str) -> str | None:
-    """An ISO 639 code; None for a text that is too short to tell."""
-    if sum(map(str.isalpha, text)) < _FEWEST_LETTERS:
+    """An ISO 639 code; None for a text that is too short to tell, or is not prose."""
+    letters = sum(map(str.isalpha, text))
+    if letters < _FEWEST_LETTERS or letters + sum(map(str.isspace, text)) < _PROSE * len(text):
         return None
     import py3langid
 
