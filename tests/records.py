@@ -117,11 +117,14 @@ def end(job_id: str, fence: int, outcome: Outcome, **details: Any) -> Job:
 
 
 def prepare(job_id: str) -> None:
-    """Take a pending job through preprocessing; a dispatcher that runs may have placed it first."""
-    place_preparation(1000)
-    with transaction() as session:
-        fence = jobs.get_job(session, job_id).fence
-    assert fence > 0
+    """Take a pending job through preprocessing.
+
+    A dispatcher that runs beside may place it first, or just be placing, which lets nobody else.
+    """
+    deadline = time.monotonic() + 30
+    while (fence := job(job_id).fence) == 0:
+        assert time.monotonic() < deadline, f"{job_id} was not placed"
+        place_preparation(1000)
     claimed(job_id, Stage.PREPROCESS, worker_session="cpu")
     with transaction() as session:
         products.set_prepared(
