@@ -201,7 +201,7 @@ _ENDINGS = {
     Outcome.PAUSED: "stopped for a pause",
     Outcome.PREEMPTED: "made room for another job",
     Outcome.DRAINED: "its worker is leaving",
-    Outcome.LOST: "its worker was lost",
+    Outcome.LOST: "its attempt was lost",
     Outcome.WITHDRAWN: "its GPU went away before it started",
     Outcome.RETRIED: "ran out of memory; runs again with a smaller micro-batch",
 }
@@ -214,9 +214,9 @@ def _lost_error(job: Job, reason: str | None) -> dict[str, Any]:
             remedy="start the chat again",
         ).record()
     return WorkerLostError(
-        f"its worker was lost {job.losses} times without a new checkpoint"
+        f"its attempts were lost {job.losses} times in a row without a new checkpoint"
         + (f"; the last time: {reason}" if reason else ""),
-        remedy="read `celora logs` for what kills it, then `celora retry`",
+        remedy="read `celora logs` for what ends it, then `celora retry`",
     ).record()
 
 
