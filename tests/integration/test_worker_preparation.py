@@ -171,8 +171,9 @@ def test_quality_is_on_record_and_in_the_report_and_nothing_private_is(
     from celora.report.page import html
 
     secret, data = "ghp_" + "a1B2" * 9, tmp_path / "rows.jsonl"
+    answer = "whoever asks politely is told, at any time of the day, that it is"
     lines = [
-        {"prompt": f"what is the token of {n}?", "completion": f"it is {secret}, number {n}"}
+        {"prompt": f"what is the token of {n}?", "completion": f"{answer} {secret}, number {n}"}
         for n in range(ROWS)
     ]
     data.write_text("\n".join(map(json.dumps, lines)))
