@@ -17,6 +17,7 @@ from models.queries.attempts import Claim
 from models.session import engine, transaction
 from models.states import Outcome
 from tests import records
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("database", "_empty")
 
@@ -41,13 +42,6 @@ def waiting(job_id: str) -> Iterator[Callable[[], celora.Job]]:
 
     yield result
     thread.join(60)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def listeners() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from models.session import engine, transaction
 from models.states import Outcome, Stage
 from tests import records
 from tests.api_server import ApiServer, key_for, serving
+from tests.waiting import until
 
 WATCHERS = 100
 
@@ -251,7 +251,7 @@ def test_many_watchers_share_one_reader(
     watching = threading.Thread(target=lambda: asyncio.run(all_of_them()))
     watching.start()
     assert mid.wait(120)
-    _until(lambda: _listeners() == 1)
+    until(lambda: _listeners() == 1)
     listeners.append(_listeners())
     run_to_the_end(claim)
     watching.join(120)
@@ -262,16 +262,16 @@ def test_many_watchers_share_one_reader(
         assert len(set(events)) == len(events)
         assert sorted(points) == ALL_POINTS
         assert said[-1].kind == "end"
-    _until(lambda: _listeners() == 0)
+    until(lambda: _listeners() == 0)
 
 
 def test_a_watcher_that_leaves_is_forgotten(client: httpx.Client, claim: Claim) -> None:
     said = listen_to(client, claim.job_id)
     while next(said).kind != "progress":
         pass
-    _until(lambda: _listeners() == 1)
+    until(lambda: _listeners() == 1)
     said.close()  # type: ignore[attr-defined]  # a generator
-    _until(lambda: _listeners() == 0)
+    until(lambda: _listeners() == 0)
 
 
 def test_others_may_not_watch(server: ApiServer, client: httpx.Client, claim: Claim) -> None:
@@ -283,9 +283,8 @@ def test_others_may_not_watch(server: ApiServer, client: httpx.Client, claim: Cl
 
 def _place_of(job_id: str) -> Place:
     """Behind all that there is."""
-    while len((news := _news(job_id, Place())).events) < _count_events(job_id):
-        time.sleep(0.05)
-    return news.after
+    until(lambda: len(_news(job_id, Place()).events) >= _count_events(job_id))
+    return _news(job_id, Place()).after
 
 
 def _count_events(job_id: str) -> int:
@@ -309,10 +308,3 @@ def _listeners() -> int:
                 )
             ).one()
         )
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -7,8 +7,7 @@ import json
 import logging
 import re
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,6 +25,7 @@ from models.session import transaction
 from tests import records
 from tests.api_server import ApiServer, key_for, serving
 from tests.environment import variables
+from tests.waiting import until
 
 SHAPE = {"message", "type", "param", "code"}
 SECRET_TEXT = "the patient said"
@@ -78,13 +78,6 @@ def logged() -> Iterator[io.StringIO]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def bearer(key: str) -> dict[str, str]:

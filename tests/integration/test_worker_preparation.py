@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from models.states import Outcome, StopReason
 from tasks.preparation import prepare_job
 from tests import records
 from tests.environment import variables
+from tests.waiting import until
 
 ROWS = 40
 
@@ -42,13 +43,6 @@ def worker(database: str, tmp_path: Path) -> Iterator[WorkerSession]:  # noqa: A
         records.clear()
         yield WorkerSession("cpu@host")
         until(lambda: not any(one.name.startswith("lease") for one in threading.enumerate()))
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def rows(path: Path, count: int = ROWS) -> Path:
@@ -234,7 +228,7 @@ def test_a_stop_does_not_wait_for_a_hub(worker: WorkerSession) -> None:
         job_id, fence = placed(base_model="owner/tiny", dataset="x.jsonl")
 
         def cancel() -> None:
-            until(lambda: "did not answer" in (records.job(job_id).activity or ""), seconds=30)
+            until(lambda: "did not answer" in (records.job(job_id).activity or ""))
             with transaction() as session:
                 jobs.request_stop(session, job_id, StopReason.CANCEL)
 

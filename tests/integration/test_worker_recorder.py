@@ -22,6 +22,7 @@ from models.states import Outcome, Stage
 from tests import records
 from tests.environment import variables
 from tests.tcp_proxy import TcpProxy, proxy_to
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -67,13 +68,6 @@ def steps(job_id: str) -> list[int]:
 def lines(job_id: str) -> list[str]:
     with transaction() as session:
         return [line.line for line in history.logs_of(session, job_id, limit=10_000)]
-
-
-def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_resumed_run_counts_on_from_its_checkpoint(
@@ -200,7 +194,7 @@ def test_a_flood_of_lines_keeps_the_newest_and_says_how_many_went(
     for number in range(recorder.MOST_LINES + extra):
         one.log("info", f"{number}")
     line.restore()
-    until(lambda: bool(lines(claim.job_id)), 10)
+    until(lambda: bool(lines(claim.job_id)))
     one.stop()
     with transaction() as session:
         one.write_rest(session)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from models.states import Stage, StopReason
 from models.tables import Checkpoint
 from tests import records
 from tests.environment import variables
+from tests.waiting import until
 
 QUEUE = "celora.gpu.host.0"
 
@@ -69,13 +69,6 @@ def worker(home: Path) -> Iterator[Callable[[], GpuSession]]:  # noqa: ARG001 (i
 
 def threads() -> list[threading.Thread]:
     return threading.enumerate()
-
-
-def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def word() -> str:
