@@ -22,9 +22,9 @@ from tests.integration.test_worker_stage import (  # its fixtures
     home,
     placed,
     placed_again,
-    until,
     worker,
 )
+from tests.waiting import until
 
 __all__ = ["home", "worker"]
 
@@ -60,7 +60,7 @@ def test_a_chat_answers_and_its_slot_is_free_when_its_user_leaves(
     one = placed_again()
 
     def leave() -> None:
-        until(lambda: work.turn(chat).answered_at is not None, 30)
+        until(lambda: work.turn(chat).answered_at is not None)
         work.leave(chat)
 
     user = threading.Thread(target=leave)
@@ -104,12 +104,12 @@ def test_a_chat_in_which_nothing_is_asked_ends() -> None:
         desk.start()
         work.ask(chat, "hello")
         desk.open()  # nothing is handed in before
-        until(lambda: bool(handed), 30)
+        until(lambda: bool(handed))
         assert over == []  # an answer is owed
         desk.part(AnswerPart(position=1, text="hel", tokens=1))
-        until(lambda: work.turn(chat).answer == "hel", 30)
+        until(lambda: work.turn(chat).answer == "hel")
         desk.part(AnswerPart(position=1, text="lo", tokens=2, whole=True))
-        until(lambda: bool(over), 30)
+        until(lambda: bool(over))
     assert over == [ChatOver("nothing was asked for 0.1 s")]
     work.ask(chat, "too late")
     desk.stop()
