@@ -137,7 +137,9 @@ class Settings(BaseSettings):
         "", description="comma-separated base models that may run their own code"
     )
     dataset_roots: str = Field(
-        "", description="path-separated folders that data sets may be read from; empty: any"
+        "",
+        description="path-separated folders that workers read data sets from, whoever submitted"
+        " the job and with links followed; empty: any",
     )
     api_requests_per_minute: int = Field(
         600, ge=0, description="HTTP requests of one API key in a minute; 0: any number"
@@ -151,7 +153,7 @@ class Settings(BaseSettings):
     api_dataset_roots: str = Field(
         "",
         description="comma-separated folders and URLs (s3://bucket/data) below which HTTP callers"
-        " may name data",
+        " may name data; empty: none",
     )
     api_dataset_networks: str = Field(
         "", description="comma-separated private networks that data URLs of HTTP callers may reach"

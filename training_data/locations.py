@@ -11,9 +11,11 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from models.errors import InputError
 from models.settings import settings
@@ -24,11 +26,10 @@ from training_data.public_http import PREFIX, filesystem_for
 
 SourceCheck = Callable[[str], None]
 
-# With CELORA_DATASET_ROOTS set, only these: other protocols (`dir`, `zip`, `simplecache`, …) can
-# reach the local disk around the check.
+# Only these: others (`dir`, `generic`, `zip`, …) can reach the local disk around the check.
 _REMOTE_PROTOCOLS = frozenset(
-    {"abfs", "abfss", "adl", "az", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https", "memory"}
-    | {"oci", "oss", "r2", "s3", "s3a", "sftp", "webdav"}
+    {"abfs", "abfss", "adl", "az", "dbfs", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https"}
+    | {"lakefs", "memory", "oci", "oss", "r2", "s3", "s3a", "sftp", "smb", "webdav", "webhdfs"}
 )
 _PUBLIC = frozenset({f"{PREFIX}http", f"{PREFIX}https"})
 # A name on the hub and never a path here, whatever lies in the worker's folder.
@@ -38,6 +39,7 @@ FOLDER_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".a
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 # A folder given by mistake (a home, the root) is refused instead of walked for minutes.
 _DEEPEST, _MOST_FILES = 3, 10_000
+_LOCAL_SCHEME = re.compile("(file|local)://", re.IGNORECASE)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 
 
@@ -69,7 +71,8 @@ def locate(
     Raises InputError for a path that is missing, forbidden or without data, and
     UnavailableError for a remote store that does not answer.
     """
-    dataset = dataset.removeprefix("file://").removeprefix("local://")
+    if local := _LOCAL_SCHEME.match(dataset):
+        dataset = dataset[local.end() :]
     if dataset.startswith(HUB_PREFIX):
         name, _, config = dataset.removeprefix(HUB_PREFIX).partition(":")
         return HubName(name, config or None, revision, splits)
@@ -121,40 +124,60 @@ def _of_others(shown: str) -> InputError:
 
 
 def _require_own_uploads(url: str) -> None:
-    own = access().files_url
-    if _is_below(url, files_url()) and not (own is not None and _is_below(url, own)):
+    own, places = access().files_url, _places(url)
+    if any(_is_below(place, files_url()) for place in places) and not (
+        own is not None and all(_is_below(place, own) for place in places)
+    ):
         raise _of_others(url)
 
 
-def _is_below(url: str, folder: str) -> bool:
-    """Whether one remote URL lies below another, however it is spelled."""
-    protocol, _, path = url.partition("://")
-    plain = f"{protocol.lower()}://{posixpath.normpath(path)}"
-    return plain.startswith(folder.rstrip("/") + "/")
+def _is_below(place: str, folder: str) -> bool:
+    return place.startswith(f"{_places(folder)[0]}/")
+
+
+def _places(url: str) -> tuple[str, ...]:
+    """The paths in its store that a remote URL can mean, however it is spelled.
+
+    Of which store is left out: s3 and s3a are one, hdfs and webhdfs as well. A path of another
+    store that looks like that of the uploads is taken for one of them.
+    """
+    import fsspec
+
+    protocol, path = _protocol(url), url
+    with suppress(ImportError, ValueError):  # then it is not opened either
+        kind = fsspec.get_filesystem_class(protocol)
+        path = str(kind._strip_protocol(url))  # noqa: SLF001 (fsspec has no public name for it)
+    path = path.removeprefix(f"{protocol}://")
+    return tuple(posixpath.normpath("/" + one.lstrip("/")) for one in (path, unquote(path)))
+
+
+def _protocol(url: str) -> str:
+    return url.partition("://")[0].lower() if "://" in url else "file"
 
 
 def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | None) -> FileSet:
-    protocol = url.partition("://")[0].lower()
+    protocol = _protocol(url)
     public = protocol in _PUBLIC
-    if "::" in url or (
-        not public and settings().dataset_roots and protocol not in _REMOTE_PROTOCOLS
-    ):
-        raise InputError(
-            "this kind of URL is not allowed",
-            where=url,
-            remedy="give a plain path, or a URL of one store such as s3://bucket/file.jsonl",
-        )
-    _require_own_uploads(url)
-    if source_check is not None:
-        source_check(url)
     import fsspec
 
-    if not public and protocol not in fsspec.available_protocols():
+    if not public and "::" not in url and protocol not in fsspec.available_protocols():
         raise InputError(
             f"there is no store of the kind {protocol!r}",
             where=url,
             remedy="use s3://, gs://, abfs://, https:// or another that fsspec knows",
         )
+    of_the_store = not is_local(files_url()) and protocol == _protocol(files_url())
+    if "::" in url or not (public or of_the_store or protocol in _REMOTE_PROTOCOLS):
+        raise InputError(
+            "this kind of URL is not allowed",
+            where=url,
+            remedy="give a plain path, or a URL of one store such as s3://bucket/file.jsonl",
+        )
+    if not public:
+        url = f"{protocol}{url[len(protocol) :]}"  # fsspec knows no upper case
+        _require_own_uploads(url)
+    if source_check is not None:
+        source_check(url)
     with explained(url, remote=True):
         filesystem, path = filesystem_for(url) if public else fsspec.core.url_to_fs(url)
         is_folder = not filesystem.isfile(path) and filesystem.isdir(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from celora.api.caller import Caller
 from celora.api.errors import ApiError
@@ -63,7 +63,9 @@ def _public(url: str, param: str) -> str:
 
 def _is_below_a_root(dataset: str) -> bool:
     scheme, path = _split(dataset)
-    if "::" in dataset or ".." in path.split("/") or not (scheme or path.startswith("/")):
+    # A web server decodes what it is asked for; a proxy before it may have done so once already.
+    parts = re.split(r"[/\\]", unquote(unquote(path)))
+    if "::" in dataset or ".." in parts or not (scheme or path.startswith("/")):
         return False
     roots = [one.strip() for one in settings().api_dataset_roots.split(",")]
     for root_scheme, root in (_split(one) for one in roots if one):

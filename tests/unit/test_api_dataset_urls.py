@@ -12,7 +12,7 @@ from tests.environment import variables
 CALLER = Caller(
     tenant="team", user="ann", key_id="key_1", scopes=frozenset({"read", "submit"}), tenant_id=1
 )
-ROOTS = "/srv/shared, s3://team-data/sets,/srv/more/"
+ROOTS = "/srv/shared, s3://team-data/sets,/srv/more/,https://data.corp/sets"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ ROOTS = "/srv/shared, s3://team-data/sets,/srv/more/"
         ("/srv/shared/a.jsonl", "/srv/shared/a.jsonl"),
         ("file:///srv/more/b/a.jsonl", "file:///srv/more/b/a.jsonl"),
         ("s3://team-data/sets/a.jsonl", "s3://team-data/sets/a.jsonl"),
+        ("https://data.corp/sets/a%20b.jsonl", "https://data.corp/sets/a%20b.jsonl"),
     ],
 )
 def test_what_may_be_read(dataset: str, named: str) -> None:
@@ -48,6 +49,14 @@ def test_what_may_be_read(dataset: str, named: str) -> None:
         "file://srv/shared/a.jsonl",
         "s3://team-data/sets/../other/a.jsonl",
         "s3://team-data/other/a.jsonl",
+        "s3a://team-data/sets/a.jsonl",
+        "FILE:///etc/passwd",
+        "file://file:///etc/passwd",
+        "https://data.corp/sets/../a.jsonl",
+        "https://data.corp/sets/%2e%2e/a.jsonl",
+        "https://data.corp/sets/%252E%252e/a.jsonl",
+        "https://data.corp/sets/..\\a.jsonl",
+        "https://data.corp@93.184.216.34/sets/a.jsonl",
         "s3://others/a.jsonl",
         "simplecache::s3://team-data/sets/a.jsonl",
         "https://93.184.216.34/a.zip::file:///etc/passwd",

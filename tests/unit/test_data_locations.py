@@ -62,13 +62,48 @@ def test_uploads_in_a_remote_store() -> None:
             file.write(b"{}")
         with reading_as(Access(files_url=files_url(1))):
             assert names(path) == ["data.jsonl"]
-        others = ("MEMORY://uploads/x/../files/1/file-a/data.jsonl", "memory://uploads/files/")
+        others = (
+            "MEMORY://uploads/x/../files/1/file-a/data.jsonl",
+            "memory:///uploads/files/1/file-a/data.jsonl",
+            "memory://uploads//files/1/file-a/data.jsonl",
+            "memory://uploads/files/2/../1/file-a/data.jsonl",
+            "memory://uploads/files/2/%2e%2e/1/file-a/data.jsonl",
+            "memory://uploads/%66iles/1/file-a/data.jsonl",
+            "memory://uploads/files/",
+            "memory:///uploads/",
+        )
         for spelled in (path, *others, "memory://uploads", "memory://uploads/files/1"):
             with (
                 reading_as(Access(files_url=files_url(2))),
                 pytest.raises(InputError, match="of their own tenant"),
             ):
                 names(spelled)
+
+
+@pytest.mark.parametrize(
+    ("store", "spelled"),
+    [
+        ("s3://team/celora", "s3a://team/celora/files/1/file-a/data.jsonl"),
+        ("s3://team/celora/", "S3:///team//celora/files/1/file-a/data.jsonl"),
+        ("gs://team", "gcs://team/files/1/file-a/data.jsonl"),
+        ("hdfs://node:9000/srv", "webhdfs://node:9870/srv/files/1/file-a/data.jsonl"),
+    ],
+)
+def test_other_names_of_a_store_lead_to_no_uploads(store: str, spelled: str) -> None:
+    with (
+        variables(CELORA_ARTIFACTS=store),
+        reading_as(Access(files_url=files_url(2))),
+        pytest.raises(InputError, match="of their own tenant"),
+    ):
+        names(spelled)
+
+
+@pytest.mark.parametrize("start", ["FILE://", "LOCAL://", "file://file://", "local://FILE://"])
+def test_no_spelling_of_a_local_path_leads_to_uploads(tmp_path: Path, start: str) -> None:
+    fill(tmp_path / "files" / "1" / "file-a", "data.jsonl")
+    with variables(CELORA_ARTIFACTS=str(tmp_path)), pytest.raises(InputError) as refused:
+        names(f"{start}{tmp_path}/files/1/file-a/data.jsonl")
+    assert "of their own tenant" in refused.value.what or "not allowed" in refused.value.what
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -99,11 +134,15 @@ def test_paths_outside_the_allowed_folders_are_refused(tmp_path: Path) -> None:
         ):
             with pytest.raises(InputError, match="may not be read from there"):
                 names(str(path))
-        for url in (f"dir://{outside}/b.jsonl", f"simplecache::file://{outside}/b.jsonl"):
-            with pytest.raises(InputError, match="not allowed"):
-                names(url)
         with pytest.raises(InputError, match="may not be read from there"):
             names(f"local://{outside}/b.jsonl")
+
+
+def test_no_store_leads_to_the_local_disk(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jsonl")
+    for start in ("dir://", "generic://", "zip://", "simplecache::file://", "file://file://"):
+        with pytest.raises(InputError, match="not allowed"):
+            names(f"{start}{tmp_path}/a.jsonl")
 
 
 def test_the_callers_own_check_is_told_every_resolved_place(tmp_path: Path) -> None:
