@@ -46,7 +46,8 @@ def jobs_like(session: Session, tenant_id: int, job_id_prefix: str) -> list[Job]
 def forget_model(session: Session, job: Job, who: str) -> list[str]:
     """Mark a finished job's adapter or model deleted; returns URLs whose files go after the commit.
 
-    Its versions under a name go with it. Raises StateError while something needs it.
+    Its versions under a name go with it. Raises StateError while something needs it; a failed job
+    does not, which says that it is gone when it is run again.
     """
     give_up_versions(session, job.id, who)
     standing = session.execute(_STANDING, {"job_id": job.id}).all()
@@ -57,7 +58,7 @@ def forget_model(session: Session, job: Job, who: str) -> list[str]:
         )
     now = session.scalars(text("SELECT clock_timestamp()")).one()
     found = [Candidate(one.id, job.id, now) for one in standing]
-    gone = mark_artifacts(session, found)
+    gone = mark_artifacts(session, found, on_request=True)
     if len(gone) < len(standing):
         raise StateError("the job is just being changed by somebody else", remedy="try again")
     session.expire(job)
@@ -65,6 +66,6 @@ def forget_model(session: Session, job: Job, who: str) -> list[str]:
 
 
 _STANDING = text(f"""
-    SELECT id, id IN ({needed_artifacts()}) AS needed FROM artifacts
+    SELECT id, id IN ({needed_artifacts(by_failed=False)}) AS needed FROM artifacts
     WHERE job_id = :job_id AND kind IN ('adapter', 'model') AND deleted_at IS NULL
 """)  # noqa: S608 (constants)

@@ -24,6 +24,7 @@ from models.queries.retention_rules import (
     take_time,
     with_rules,
 )
+from models.retention import CheckpointRule
 from models.settings import settings
 
 
@@ -53,21 +54,31 @@ class Kind:
     mark: Callable[[Session, Sequence[Candidate]], list[Gone]]
 
 
-def needed_artifacts() -> str:
+# How long what a failed job worked on is kept for it, in case that it is run again.
+_FAILED_DAYS = CheckpointRule().failed_max_age_days
+
+
+def needed_artifacts(*, by_failed: bool = True) -> str:
     """SQL of the ids of artifacts that something needs, whatever the rules say.
 
-    Whatever else comes to need an adapter joins in here, with another UNION ALL.
+    `by_failed`: what failed a while ago needs too. Whatever else comes to need an adapter joins in
+    here, with another UNION ALL.
     """
+    failed = f"""
+        jobs.state = 'failed'
+        AND jobs.finished_at > statement_timestamp() - interval '{_FAILED_DAYS} days'
+    """
+    failed = failed if by_failed else "false"
     return f"""
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.id = artifacts.job_id
         WHERE jobs.state IN ({UNFINISHED})
         UNION ALL  -- the adapter that a job begins with, which may be run again when it failed
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.spec ->> 'after' = artifacts.job_id
-        WHERE jobs.state IN ({UNFINISHED}, 'failed')
-          AND CAST(jobs.spec ->> 'start_from_adapter' AS boolean)
+        WHERE (jobs.state IN ({UNFINISHED}) OR {failed})
+          AND jobs.spec ->> 'start_from_adapter' = 'true'
         UNION ALL  -- what is to be exported or talked to
         SELECT artifacts.id FROM artifacts JOIN jobs ON jobs.source_job = artifacts.job_id
-        WHERE jobs.state IN ({UNFINISHED}) OR jobs.state = 'failed' AND jobs.purpose = 'export'
+        WHERE jobs.state IN ({UNFINISHED}) OR {failed} AND jobs.purpose = 'export'
         UNION ALL  -- a version under a name
         SELECT artifact_id FROM adapters WHERE deleted_at IS NULL
     """  # noqa: S608 (constants)
@@ -96,9 +107,11 @@ def find_artifacts(session: Session, rules: Sequence[TenantRules]) -> list[Candi
     return _find(session, _FIND_ARTIFACTS, rules)
 
 
-def mark_artifacts(session: Session, found: Sequence[Candidate]) -> list[Gone]:
-    """Their jobs point at them no longer."""
-    return _mark(session, _MARK_ARTIFACTS, found)
+def mark_artifacts(
+    session: Session, found: Sequence[Candidate], *, on_request: bool = False
+) -> list[Gone]:
+    """Their jobs point at them no longer. `on_request`: no failed job keeps them."""
+    return _mark(session, _MARK_ARTIFACTS[on_request], found)
 
 
 def find_prepared(session: Session, rules: Sequence[TenantRules]) -> list[Candidate]:
@@ -269,13 +282,14 @@ _MARK_CHECKPOINTS = text(f"""
     RETURNING 'checkpoints', checkpoints.url, checkpoints.size_bytes
 """)  # noqa: S608
 
-_MARK_ARTIFACTS = text(f"""
+_MARK_ARTIFACTS = {
+    on_request: text(f"""
     WITH marked AS (
         UPDATE artifacts SET deleted_at = clock_timestamp()
         FROM jobs
         WHERE artifacts.id = ANY (CAST(:ids AS bigint[])) AND artifacts.deleted_at IS NULL
           AND jobs.id = artifacts.job_id AND {_STILL_OVER}
-          AND artifacts.id NOT IN ({needed_artifacts()})
+          AND artifacts.id NOT IN ({needed_artifacts(by_failed=not on_request)})
         RETURNING artifacts.job_id, artifacts.url, artifacts.size_bytes
     ), forgotten AS (
         UPDATE jobs SET adapter_url = NULL
@@ -283,6 +297,8 @@ _MARK_ARTIFACTS = text(f"""
     )
     SELECT 'adapters', url, size_bytes FROM marked
 """)  # noqa: S608
+    for on_request in (False, True)
+}
 
 # A retry of one of them waits for us, or we for it: the mark then sees that it is needed.
 _LOCK_FAILED = text("""

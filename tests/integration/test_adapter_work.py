@@ -7,8 +7,9 @@ from sqlalchemy import text
 
 from models.errors import InputError, StateError
 from models.queries import adapter_work, chats, history, jobs, products, rollups
+from models.queries.fine_tuned import forget_model
 from models.queries.pool import read_pool
-from models.queries.retention import find_artifacts
+from models.queries.retention import find_artifacts, needed_artifacts
 from models.queries.retention_rules import rules_of_tenants, set_rules
 from models.queries.waiting import why_waiting
 from models.session import transaction
@@ -159,6 +160,23 @@ def test_what_is_to_be_exported_is_not_swept() -> None:
     with transaction() as session:
         jobs.request_stop(session, export, StopReason.CANCEL)
     assert swept() == 1
+
+
+def test_a_failed_export_keeps_its_adapter_for_a_while_and_from_no_owner() -> None:
+    source = work.trained()
+    export = work.export(source)
+    assert export in [one.job_id for one in records.place()]
+    claim = records.claimed(export, Stage.EXPORT)
+    with transaction() as session, pytest.raises(StateError, match="something needs"):
+        forget_model(session, jobs.get_job(session, source), "ada")
+    records.end(export, claim.fence, Outcome.FAILED, error={"code": "x", "message": "bad"})
+    needed = text(f"SELECT count(*) FROM ({needed_artifacts()}) AS needed")  # noqa: S608
+    with transaction() as session:
+        assert session.scalars(needed).one() == 1
+        session.execute(text("UPDATE jobs SET finished_at = finished_at - interval '31 days'"))
+        assert session.scalars(needed).one() == 0
+        session.execute(text("UPDATE jobs SET finished_at = finished_at + interval '31 days'"))
+        assert forget_model(session, jobs.get_job(session, source), "ada") == ["/adapter"]
 
 
 def test_they_are_no_trainings_in_counts_and_forecasts() -> None:
