@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, sync_playwright
@@ -35,6 +36,21 @@ def chromium() -> str:
         if found is None:
             raise SetupError(f"apt did not install Chromium: {said}", remedy=remedy)
     return found
+
+
+@contextmanager
+def reading(path: Path, width: int) -> Iterator[tuple[Page, set[str]]]:
+    """A file in a window that wide, and all addresses that it asked for anything at."""
+    asked: set[str] = set()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=_FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": width, "height": 844})
+            page.on("request", lambda request: asked.add(request.url))
+            page.goto(path.as_uri())
+            yield page, asked
+        finally:
+            browser.close()
 
 
 @contextmanager

@@ -29,10 +29,10 @@ def report(
     """Write a report: curves, base against tuned, answers, data, specification, versions.
 
     One self-contained file. With --compare the runs' curves are laid over each other, and what
-    differs in their specifications is listed. A .png holds the curves alone.
+    differs in their specifications is listed. A .png holds the curves and base against tuned.
     """
     from celora.report.charts import charts_of, png
-    from celora.report.facts import read_runs
+    from celora.report.facts import figures_of, read_runs
     from celora.report.page import html
 
     if len(jobs) > 1 and not compare:
@@ -44,7 +44,8 @@ def report(
         if output.suffix == ".html":
             output.write_text(html(runs))
         else:
-            png(charts_of(runs), output, " · ".join(run.label for run in runs))
+            title = " · ".join(run.label for run in runs)
+            png(charts_of(runs), figures_of(runs), output, title)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror}", where=str(output), remedy="choose another place"

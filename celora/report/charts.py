@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celora.report.facts import Run
+from celora.report.facts import Figures, Run
 from models.errors import SetupError
 
 # Told apart in print and by people who do not see red and green apart (Okabe and Ito).
@@ -32,11 +32,22 @@ _MANY_POINTS = 400
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """Those of one run have its colour; the second of them (held out) is dashed."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Chart:
     title: str
     x: str
     y: str
-    lines: list[tuple[str, list[float], list[float]]]  # label, x, y
+    lines: list[Line]
 
 
 def charts_of(runs: list[Run]) -> list[Chart]:
@@ -64,7 +75,7 @@ def charts_of(runs: list[Run]) -> list[Chart]:
 
 def svg(chart: Chart) -> str:
     """The chart as an <svg> element that scales to its place. Raises SetupError."""
-    with _figure(6.2, 2.7) as figure:
+    with _figure(5.0, 2.5) as figure:  # its text stays readable at the width of a phone
         _draw(figure.add_subplot(), chart)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None}, bbox_inches="tight")
@@ -72,13 +83,18 @@ def svg(chart: Chart) -> str:
     return text[text.index("<svg") :]
 
 
-def png(charts: Sequence[Chart], path: Path, title: str) -> None:
-    """All charts on one sheet. Raises SetupError."""
+def png(charts: Sequence[Chart], figures: Figures, path: Path, title: str) -> None:
+    """All charts on one sheet, and below them base against tuned. Raises SetupError."""
     columns = 2 if len(charts) > 1 else 1
-    rows = max(1, -(-len(charts) // columns))
-    with _figure(6.2 * columns, 2.9 * rows + 0.5) as figure:
-        for place, chart in enumerate(charts, start=1):
-            _draw(figure.add_subplot(rows, columns, place), chart)
+    rows = -(-len(charts) // columns)
+    table = [0.4 + 0.25 * len(figures.rows)] if figures.rows else []
+    heights = [*[2.9] * rows, *table] or [1.0]
+    with _figure(6.2 * columns, sum(heights) + 0.5) as figure:
+        grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+        for place, chart in enumerate(charts):
+            _draw(figure.add_subplot(grid[place // columns, place % columns]), chart)
+        if figures.rows:
+            _write(figure.add_subplot(grid[rows, :]), figures)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         figure.tight_layout()
         figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
@@ -100,34 +116,60 @@ def _figure(width: float, height: float) -> Iterator[Any]:
 
 
 def _draw(axes: Any, chart: Chart) -> None:
-    for number, (label, x, y) in enumerate(chart.lines):
-        mark = "o" if len(x) == 1 else None
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(x, y, label=label or None, color=colour, linewidth=1.4, marker=mark, markersize=4)
+    for line in chart.lines:
+        axes.plot(
+            line.x,
+            line.y,
+            label=line.label or None,
+            color=line.colour,
+            linestyle="--" if line.dashed else "-",
+            linewidth=1.4,
+            marker="o" if len(line.x) == 1 else None,
+            markersize=4,
+        )
     axes.set_title(chart.title)
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
     axes.margins(x=0.01)
-    if any(label for label, _, _ in chart.lines):
+    if any(line.label for line in chart.lines):
         axes.legend(fontsize=9)
+
+
+def _write(axes: Any, figures: Figures) -> None:
+    """The table, without lines but the one below its titles."""
+    axes.set_axis_off()
+    axes.set_title("On held-out rows")
+    made = axes.table(
+        [[words, *values] for words, values in figures.rows],
+        colLabels=["", *figures.titles],
+        loc="upper left",
+        edges="horizontal",
+    )
+    made.auto_set_font_size(False)  # noqa: FBT003 (Matplotlib's signature)
+    made.set_fontsize(10)
+    for (_, column), cell in made.get_celld().items():
+        cell.set_text_props(ha="left" if column == 0 else "right")
+        cell.set_edgecolor("#e6e6e6")
 
 
 def _steps(
     title: str, unit: str, runs: list[Run], metrics: list[tuple[str, str]], *, one: bool
 ) -> Chart:
     lines = []
-    for run in runs:
-        for metric, words in metrics:
+    for number, run in enumerate(runs):
+        for place, (metric, words) in enumerate(metrics):
             steps, values = run.curve(metric)
             if steps:
                 label = words if one else " ".join(filter(None, (run.label, words)))
-                lines.append((label, *_thinned([float(step) for step in steps], values)))
+                x, y = _thinned([float(step) for step in steps], values)
+                colour = COLOURS[(number + (place if one else 0)) % len(COLOURS)]
+                lines.append(Line(label, x, y, colour, dashed=place > 0))
     return Chart(title, "optimizer step", unit, lines)
 
 
 def _device(title: str, unit: str, runs: list[Run], name: str, factor: float) -> Chart:
     lines = []
-    for run in runs:
+    for number, run in enumerate(runs):
         pairs = [
             (seconds, value * factor)
             for seconds, value in zip(run.device.seconds, getattr(run.device, name), strict=True)
@@ -135,7 +177,8 @@ def _device(title: str, unit: str, runs: list[Run], name: str, factor: float) ->
         ]
         if pairs:
             label = "" if len(runs) == 1 else run.label
-            lines.append((label, [second for second, _ in pairs], [value for _, value in pairs]))
+            x, y = _thinned([second for second, _ in pairs], [value for _, value in pairs])
+            lines.append(Line(label, x, y, COLOURS[number % len(COLOURS)]))
     return Chart(title, "seconds since its start", unit, lines)
 
 

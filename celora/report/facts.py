@@ -7,9 +7,30 @@ from typing import Any
 
 from celora import record
 from celora.record import Record
+from celora.views import Evaluation
 from models.queries import samples
 from models.queries.clock import database_time
 from models.session import transaction
+
+_METRICS = (
+    ("loss on held-out rows", "loss", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.2f}"),
+    ("token accuracy", "token_accuracy", "{:.1%}"),
+    ("exact match", "exact_match", "{:.1%}"),
+    ("BLEU", "bleu", "{:.1f}"),
+    ("ROUGE-L", "rouge_l", "{:.3f}"),
+    ("preferred answer more probable", "preference_accuracy", "{:.1%}"),
+    ("reward margin", "reward_margin", "{:.4f}"),
+    ("reward accuracy", "reward_accuracy", "{:.1%}"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A table: a title for each column of values, and rows of a metric with its values."""
+
+    titles: list[str]
+    rows: list[tuple[str, list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +70,35 @@ def spec_differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
         (name, [spec[name] for spec in specs])
         for name in specs[0]
         if any(spec[name] != specs[0][name] for spec in specs)
+    ]
+
+
+def figures_of(runs: list[Run]) -> Figures:
+    """Base and tuned models on held-out rows. Runs share a column for their base where all of its
+    figures are the same."""
+    found = [{one.subject: one for one in run.record.evaluations} for run in runs]
+    bases = [_figures(by_subject.get("base")) for by_subject in found]
+    columns: list[tuple[str, Evaluation | None, str]] = []
+    shared = all(base == bases[0] for base in bases)
+    for number, (run, by_subject) in enumerate(zip(runs, found, strict=True)):
+        if number == 0 or not shared:
+            title = "base" if shared else f"base of {run.label}"
+            columns.append((title, by_subject.get("base"), ""))
+        rated = str(run.record.win_rate) if run.record.win_rate.ratings else ""
+        columns.append((run.label if len(runs) > 1 else "tuned", by_subject.get("tuned"), rated))
+    values = zip(*(_figures(evaluation) for _, evaluation, _ in columns), strict=True)
+    rows = zip(_METRICS, values, strict=True)
+    kept = [(words, list(row)) for (words, _, _), row in rows if any(row)]
+    if any(rated for _, _, rated in columns):
+        kept.append(("win rate, by people", [rated for _, _, rated in columns]))
+    return Figures([title for title, _, _ in columns], kept)
+
+
+def _figures(evaluation: Evaluation | None) -> list[str]:
+    values = [None if evaluation is None else getattr(evaluation, name) for _, name, _ in _METRICS]
+    return [
+        "" if value is None else form.format(value)
+        for value, (_, _, form) in zip(values, _METRICS, strict=True)
     ]
 
 

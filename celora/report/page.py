@@ -12,23 +12,14 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from celora.cli.output import duration, size
-from celora.data_words import histogram_facts, quality_facts, quality_warnings, spread
+from celora.data_words import quality_facts, quality_warnings, spread
 from celora.report.charts import charts_of, svg
-from celora.report.facts import Run, spec_differences
+from celora.report.facts import Run, figures_of, spec_differences
 from celora.times import amount, epochs_in_words, stages_in_words
+from celora.views import Event
 
-_METRICS = (
-    ("loss on held-out rows", "loss", "{:.4f}"),
-    ("perplexity", "perplexity", "{:.2f}"),
-    ("token accuracy", "token_accuracy", "{:.1%}"),
-    ("exact match", "exact_match", "{:.1%}"),
-    ("BLEU", "bleu", "{:.1f}"),
-    ("ROUGE-L", "rouge_l", "{:.3f}"),
-    ("preferred answer more probable", "preference_accuracy", "{:.1%}"),
-    ("reward margin", "reward_margin", "{:.4f}"),
-    ("reward accuracy", "reward_accuracy", "{:.1%}"),
-)
 _SAMPLES = 10  # more are kept for `celora rate`
+_WIDEST_BAR = 60  # percent of its cell: its count stands beside it
 
 
 def html(runs: list[Run]) -> str:
@@ -47,9 +38,10 @@ def html(runs: list[Run]) -> str:
         ]
         if len(runs) > 1
         else [],
-        metrics=list(_metric_rows(runs)),
+        figures=figures_of(runs),
+        data=_data_rows(runs),
         samples=first.samples[:_SAMPLES] if len(runs) == 1 else [],
-        events=first.events if len(runs) == 1 else [],
+        events=_events(first.events) if len(runs) == 1 else [],
         spec=json.dumps(first.job.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
         if len(runs) == 1
         else "",
@@ -61,7 +53,7 @@ def _run(run: Run) -> dict[str, Any]:
     return {
         "label": run.label,
         "facts": list(_facts(run)),
-        "data": list(_data(verdict)),
+        "lengths": list(_lengths(verdict)),
         "warnings": [
             *verdict.get("warnings", []),
             *quality_warnings(verdict.get("quality") or {}),
@@ -124,24 +116,31 @@ def _data(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"dropped: {why.replace('_', ' ')}", _shown(count)
     if lengths := verdict.get("lengths"):
         yield "tokens a row", spread(lengths)
-        yield from histogram_facts(verdict.get("length_histogram") or [])
     if quality := verdict.get("quality"):
         yield from quality_facts(quality)
 
 
-def _metric_rows(runs: list[Run]) -> Iterator[tuple[str, list[str]]]:
-    """One row a metric; for one run base and tuned, for several the base and each tuned one."""
-    by_subject = [{e.subject: e for e in run.record.evaluations} for run in runs]
-    columns = [by_subject[0].get("base"), *(found.get("tuned") for found in by_subject)]
-    if not any(columns):
-        return
-    for words, name, form in _METRICS:
-        values = [None if column is None else getattr(column, name) for column in columns]
-        if any(value is not None for value in values):
-            yield words, ["" if value is None else form.format(value) for value in values]
-    rated = [run.record.win_rate for run in runs]
-    if any(one.ratings for one in rated):
-        yield "win rate, by people", ["", *(str(one) if one.ratings else "" for one in rated)]
+def _data_rows(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """One row a fact, with the value of each run."""
+    facts = [dict(_data(run.record.job.verdict or {})) for run in runs]
+    names = dict.fromkeys(name for found in facts for name in found)
+    return [(name, [found.get(name, "") for found in facts]) for name in names]
+
+
+def _lengths(verdict: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Rows by their length: words, percent of the widest bar, count."""
+    bins = verdict.get("length_histogram") or []
+    most = max((one["rows"] for one in bins), default=0)
+    for one in bins:
+        share = round(_WIDEST_BAR * one["rows"] / most) if most else 0
+        yield f"{one['from']:,}–{one['to']:,}", share, f"{one['rows']:,}"
+
+
+def _events(events: list[Event]) -> list[tuple[str, Event]]:
+    """The day is told once where it is one day."""
+    days = {event.created_at.date() for event in events}
+    form = "%H:%M:%S" if len(days) == 1 else "%Y-%m-%d %H:%M:%S"
+    return [(event.created_at.strftime(form), event) for event in events]
 
 
 def _moment(moment: datetime | None) -> str:

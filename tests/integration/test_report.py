@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from celora.report.facts import read_runs, spec_differences
+from celora.report.charts import charts_of, png
+from celora.report.facts import Figures, figures_of, read_runs, spec_differences
 from celora.report.page import html
+from models.errors import SetupError
 from models.queries import history, products, samples
 from models.session import transaction
 from models.states import Outcome, Stage
-from tests import records
+from tests import browser, records
+from tests.conftest import unavailable
 from tests.records import add_gpu, claimed, end, place, queued
 
 pytestmark = pytest.mark.usefixtures("database", "_empty")
@@ -28,7 +32,7 @@ def _empty(database: str) -> None:  # noqa: ARG001 (after the database, before e
     records.clear()
 
 
-def finished(**fields: Any) -> str:
+def finished(*, base_loss: float = 4.5, **fields: Any) -> str:
     """A job that trained five steps and was evaluated."""
     gpu_id = add_gpu()
     job_id = queued(evaluate=False, **fields)
@@ -49,7 +53,7 @@ def finished(**fields: Any) -> str:
             temperature_celsius=None,
             power_watts=None,
         )
-        for subject, loss in (("base", 4.5), ("tuned", 1.25)):
+        for subject, loss in (("base", base_loss), ("tuned", 1.25)):
             products.record_evaluation(
                 session,
                 job_id,
@@ -130,6 +134,67 @@ def test_a_comparison_overlays_the_curves_and_names_what_differs() -> None:
     assert re.search(r"<th>rank</th>\s*<td>4</td>\s*<td>64</td>", page)
     assert page.count("small") > 3
     assert "Answers side by side" not in page
+
+
+def test_each_run_of_a_comparison_has_its_own_base() -> None:
+    runs = [finished(name="small"), finished(name="large")]
+    assert figures_of(read_runs(runs)).titles == ["base", "small", "large"]
+    runs[1] = finished(name="other", base_loss=3.5, base_model="scripted:?steps=4")
+    figures = figures_of(read_runs(runs))
+    assert figures.titles == ["base of small", "small", "base of other", "other"]
+    assert dict(figures.rows)["loss on held-out rows"] == ["4.5000", "1.2500", "3.5000", "1.2500"]
+
+
+def test_a_page_can_be_read_on_a_phone_and_asks_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(html(read_runs([finished(name="small"), finished(name="large")])))
+    one = tmp_path / "one.html"
+    one.write_text(html(read_runs([finished(name="good run")])))
+    try:
+        browser.chromium()
+    except SetupError as error:
+        unavailable(str(error))
+    for each in (path, one):
+        with browser.reading(each, width=390) as (page, asked):
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            # A word of a name or of a figure that does not fit is not cut in two, but hangs over.
+            over = "[...document.querySelectorAll('th, .numbers td, .text')]"
+            wide = f"{over}.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
+            assert page.evaluate(wide) == []
+            breaks = f"{over}.filter(e => e.matches('th') && getComputedStyle(e).overflowWrap"
+            assert page.evaluate(f"{breaks} != 'normal').length") == 0
+            answers = "[...document.querySelectorAll('.answers > div')].map(e => e.clientWidth)"
+            assert all(width > 300 for width in page.evaluate(answers))
+            assert asked == {each.as_uri()}
+    with browser.reading(one, width=1280) as (page, _):
+        tops = "[...document.querySelectorAll('.answers > div')].map(e => e.offsetTop)"
+        assert len(set(page.evaluate(tops))) == 1  # side by side
+
+
+def test_events_of_several_days_tell_the_day() -> None:
+    job_id = finished()
+    assert f">{read_runs([job_id])[0].record.events[0].created_at:%H:%M:%S}<" in html(
+        read_runs([job_id])
+    )
+    with transaction() as session:
+        session.execute(
+            text(
+                "UPDATE events SET created_at = created_at - interval '1 day' WHERE id ="
+                " (SELECT min(id) FROM events)"
+            )
+        )
+    first = read_runs([job_id])[0].record.events[0].created_at
+    assert f">{first:%Y-%m-%d %H:%M:%S}<" in html(read_runs([job_id]))
+
+
+def test_the_sheet_holds_base_against_tuned(tmp_path: Path) -> None:
+    runs = read_runs([finished()])
+    sheets = []
+    for number, figures in enumerate((figures_of(runs), Figures([], []))):
+        path = tmp_path / f"{number}.png"
+        png(charts_of(runs), figures, path, "run")
+        sheets.append(int.from_bytes(path.read_bytes()[20:24]))  # a PNG's height
+    assert sheets[0] > sheets[1] + 100
 
 
 def test_two_runs_of_one_name_are_told_apart() -> None:
