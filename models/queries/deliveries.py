@@ -148,6 +148,7 @@ def deliveries(
 def send_now(session: Session, delivery_id: int) -> None:
     """Try a message at once: one that waits for its next try, or anew one that was given up.
 
+    Where its target just gets another, it is next in turn; one that is itself being sent goes on.
     One that was delivered stays so. Raises NotFoundError; StateError for a removed target.
     """
     found = session.execute(_SEND_NOW, {"id": delivery_id}).one_or_none()
@@ -227,8 +228,6 @@ _SEND_NOW = text("""
         attempts = CASE WHEN deliveries.state = 'failed' THEN 0 ELSE attempts END
     FROM notification_targets AS targets
     WHERE deliveries.id = :id AND targets.id = target_id AND targets.removed_at IS NULL
-      AND (targets.busy_until IS NULL OR targets.busy_until < clock_timestamp()
-           OR deliveries.state = 'failed')
       AND deliveries.state IN ('waiting', 'failed')
     RETURNING deliveries.id
 """)

@@ -19,7 +19,7 @@ from models.queries.dependencies import predecessor
 from models.queries.fence import lock_job, no_such_job
 from models.queries.history import add_event
 from models.queries.lanes import lane_of
-from models.queries.notices import tell
+from models.queries.notices import look_anew, tell
 from models.queries.settle import move, settle
 from models.queries.targets import name_targets
 from models.spec import JobSpec
@@ -238,6 +238,7 @@ def resume_job(session: Session, job_id: str) -> Job:
         )
     if state is JobState.PAUSED:
         move(job, now, waiting_state(Stage(job.stage)))
+        look_anew(session, job_id)
         add_event(session, job_id, "resumed", "resumed; waits for its turn", wake=True)
     elif job.stop_requested == StopReason.PAUSE:
         job.stop_requested = job.stop_requested_at = None
@@ -259,6 +260,7 @@ def retry_job(session: Session, job_id: str) -> Job:
         )
     if state is JobState.FAILED:
         move(job, now, waiting_state(Stage(job.stage)))
+        look_anew(session, job_id)
         job.losses = 0
         job.gpu_seconds_before_retry = job.gpu_seconds  # else one over its time limit fails at once
         job.error = job.finished_at = None

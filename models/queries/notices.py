@@ -47,11 +47,16 @@ def tell_overdue(session: Session) -> int:
 
     A job is told of once a wait: when it becomes too long. A wait begins when the job is submitted,
     resumed, retried, or released by the job it came after; a job that was interrupted keeps its
-    place, and its wait.
+    place, and its wait. Of many at once so many a target are told of, the rest at the next looks.
     """
-    by_tenant = session.execute(_OVERDUE_OF_TENANTS).all()
+    by_tenant = session.execute(_OVERDUE_OF_TENANTS, {"limit": _LOOKED_AT_ONCE}).all()
     by_job = session.execute(_OVERDUE_OF_JOBS, {"limit": _LOOKED_AT_ONCE}).all()
     return len(by_tenant) + len(by_job)
+
+
+def look_anew(session: Session, job_id: str) -> None:
+    """A job that was paused or over waits again: its own rules hold for this wait as well."""
+    session.execute(_LOOK_ANEW, {"job_id": job_id})
 
 
 def tell_budgets(session: Session) -> int:
@@ -110,19 +115,35 @@ _OVERDUE_OF_TENANTS = text(f"""
         WHERE removed_at IS NULL AND format <> 'openai' AND 'waiting' = ANY (events)
           AND {_SEEN} < clock_timestamp() - make_interval(secs => wait_seconds)
         FOR NO KEY UPDATE SKIP LOCKED
+    ), late AS MATERIALIZED (  -- with all that were queued at the same moment as the last
+        SELECT asking.id AS target_id, found.* FROM asking CROSS JOIN LATERAL (
+            SELECT jobs.id AS job_id, jobs.queued_at FROM jobs
+            WHERE jobs.tenant_id = asking.tenant_id AND jobs.state IN ('pending', 'queued')
+              AND jobs.waits_for IS NULL AND jobs.purpose = 'tune'
+              AND jobs.queued_at >= asking.seen_until AND jobs.queued_at < asking.until
+            ORDER BY jobs.queued_at FETCH FIRST (:limit) ROWS WITH TIES
+        ) AS found
+    ), reached AS (
+        SELECT target_id, max(queued_at) + interval '1 microsecond' AS moment FROM late
+        GROUP BY target_id HAVING count(*) >= :limit
     ), seen AS (
-        UPDATE notification_targets SET waits_seen_until = asking.until
-        FROM asking WHERE asking.id = notification_targets.id
+        UPDATE notification_targets SET waits_seen_until = coalesce(moment, asking.until)
+        FROM asking LEFT JOIN reached ON target_id = asking.id
+        WHERE asking.id = notification_targets.id
     )
     INSERT INTO deliveries (message_id, target_id, job_id, notice, data)
-    SELECT {MESSAGE_ID}, asking.id, jobs.id, 'waiting', {_FACTS}
-    FROM asking
-    JOIN jobs ON jobs.tenant_id = asking.tenant_id AND jobs.state IN ('pending', 'queued')
-        AND jobs.waits_for IS NULL AND jobs.purpose = 'tune'
-        AND jobs.queued_at >= asking.seen_until AND jobs.queued_at < asking.until
-    JOIN tenants ON tenants.id = jobs.tenant_id
+    SELECT {MESSAGE_ID}, target_id, jobs.id, 'waiting', {_FACTS}
+    FROM late JOIN jobs ON jobs.id = late.job_id JOIN tenants ON tenants.id = jobs.tenant_id
     RETURNING id
 """)  # noqa: S608 (joined from constants)
+
+_LOOK_ANEW = text("""
+    UPDATE job_targets
+    SET look_at = clock_timestamp()
+        + make_interval(secs => coalesce(job_targets.wait_seconds, targets.wait_seconds))
+    FROM notification_targets AS targets
+    WHERE job_id = :job_id AND targets.id = target_id AND 'waiting' = ANY (job_targets.events)
+""")
 
 # A job's own rule is looked at when its wait would be too long, and again as long as it is not over
 # and has not been told of.

@@ -70,7 +70,7 @@ class JobTarget(Base):
     )
     events: Mapped[list[str]] = mapped_column(ARRAY(Text))
     wait_seconds: Mapped[float | None]  # none: the target's
-    look_at: Mapped[Instant | None]  # when to see whether it waits too long; none: no more
+    look_at: Mapped[Instant | None]  # when to see whether it waits too long; none: not this wait
 
 
 class Delivery(Base):

@@ -98,6 +98,24 @@ def test_a_receiver_that_does_not_take_it_is_tried_again_then_given_up(
     assert (seen.state, seen.attempts, seen.cause) == ("delivered", 1, None)
 
 
+def test_one_is_put_forward_while_its_target_gets_another(receiver: Receiver) -> None:
+    celora.add_target("ops", webhook=receiver.url)
+    job_fails()
+    job_fails()
+    first, second = (one.id for one in reversed(celora.deliveries()))
+    with transaction() as session:
+        later = text("UPDATE deliveries SET next_at = now() + interval '1h' WHERE id = :id")
+        session.execute(later, {"id": second})
+        (taken,) = deliveries.claim(session, Kind.WEBHOOK, 9, 60)
+    assert taken.id == first
+    celora.retry_delivery(first)  # which is just being tried: no second time beside it
+    celora.retry_delivery(second)
+    with transaction() as session:
+        assert deliveries.claim(session, Kind.WEBHOOK, 9, 60) == []
+        deliveries.finish(session, taken, status=500, cause="it answered 500", retry_after=60)
+        assert [one.id for one in deliveries.claim(session, Kind.WEBHOOK, 9, 60)] == [second]
+
+
 def test_one_that_recovers_gets_it_with_the_same_id(receiver: Receiver) -> None:
     receiver.first = ["error", "close"]
     celora.add_target("ops", webhook=receiver.url)

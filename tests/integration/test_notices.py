@@ -253,6 +253,28 @@ def test_a_job_that_waits_too_long_is_told_of_once() -> None:
     assert message.data["waited_seconds"] >= 601
 
 
+def test_of_many_that_are_late_some_are_told_of_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notices, "_LOOKED_AT_ONCE", 2)
+    add(wait_seconds=600)
+    with transaction() as session:
+        session.execute(text("UPDATE notification_targets SET created_at = now() - interval '1 d'"))
+    late = [records.queued() for _ in range(4)]
+    for job_id, seconds in zip(late, (904, 903, 903, 901), strict=True):
+        queued_ago(job_id, seconds)
+    with transaction() as session:  # two in the same moment, which are told of together
+        moment = "(SELECT max(queued_at) FROM jobs WHERE id = :one)"
+        session.execute(
+            text(f"UPDATE jobs SET queued_at = {moment} WHERE id = :two"),  # noqa: S608
+            {"one": late[1], "two": late[2]},
+        )
+    assert [look() for _ in range(3)] == [3, 1, 0]
+    with transaction() as session:
+        told = session.scalars(select(Delivery.job_id).order_by(Delivery.id)).all()
+    assert sorted(map(str, told)) == sorted(late)
+
+
 def test_what_waited_too_long_before_there_was_a_target_is_not_told() -> None:
     queued_ago(records.queued(), 10_000)
     add(wait_seconds=600)
@@ -287,6 +309,14 @@ def test_a_jobs_own_rule_is_looked_at_until_it_is_told_or_over() -> None:
     with transaction() as session:
         left = session.scalars(select(JobTarget.job_id).where(JobTarget.look_at.is_not(None))).all()
     assert left == [running]  # it may be put back into the queue
+    with transaction() as session:  # another wait of the same job
+        jobs.request_stop(session, late, StopReason.PAUSE)
+        jobs.resume_job(session, late)
+    queued_ago(late, 61)
+    with transaction() as session:
+        due = "UPDATE job_targets SET look_at = clock_timestamp() WHERE look_at IS NOT NULL"
+        session.execute(text(due))
+    assert look() == 1
 
 
 def test_a_job_that_waits_anew_is_looked_at_when_its_time_comes() -> None:
@@ -333,5 +363,6 @@ def test_looking_for_long_waits_goes_along_an_index() -> None:
     add(wait_seconds=600)
     with transaction() as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        plan = "\n".join(session.scalars(text(f"EXPLAIN {notices._OVERDUE_OF_TENANTS.text}")).all())
+        explain = text(f"EXPLAIN {notices._OVERDUE_OF_TENANTS.text}")
+        plan = "\n".join(session.scalars(explain, {"limit": 500}).all())
     assert "ix_jobs_waiting" in plan
