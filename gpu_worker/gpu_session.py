@@ -26,8 +26,8 @@ from gpu_worker.samples import Sampler
 from gpu_worker.session import WorkerSession
 from gpu_worker.trackers import Trackers
 from gpu_worker.trainer_process import TrainerProcess
+from models.abilities import ABILITIES
 from models.errors import CeloraError, SetupError, UnavailableError
-from models.gpu_wish import ABILITIES
 from models.queries import attempts, gpus, history, samples
 from models.queries.attempts import Claim
 from models.session import transaction

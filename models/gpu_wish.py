@@ -6,20 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Self
 
+from models.abilities import PREFIX, abilities_for, release_words
 from models.spec import JobSpec
-from models.states import Purpose, Stage
-
-# What a GPU's worker can do beyond training is written like labels, among its versions, which each
-# new session of a worker replaces whole. A dispatcher of an earlier version looks among the GPU's
-# own labels, does not find it, and leaves such jobs alone; a worker of an earlier version has none,
-# and is given none.
-_ABILITY = "celora/"
-ABILITIES = {f"{_ABILITY}{stage}": "yes" for stage in (Stage.EXPORT, Stage.GENERATE)}
-
-
-def abilities_for(purpose: Purpose) -> dict[str, str]:
-    name = f"{_ABILITY}{purpose.first_stage}"
-    return {name: ABILITIES[name]} if name in ABILITIES else {}
+from models.states import Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +22,18 @@ class GpuWish:
         return cls(
             memory_bytes=round((spec.gpu_memory_gb or 0) * 1e9),
             model=spec.gpu_model.strip().lower() if spec.gpu_model else None,
-            labels=spec.gpu_labels | abilities_for(purpose),
+            labels=spec.gpu_labels | abilities_for(spec, purpose),
         )
 
     @property
     def plain_labels(self) -> dict[str, str]:
         """Those that people set."""
-        return {name: it for name, it in self.labels.items() if not name.startswith(_ABILITY)}
+        return {name: it for name, it in self.labels.items() if not name.startswith(PREFIX)}
+
+    @property
+    def abilities(self) -> dict[str, str]:
+        """Those that its worker must report."""
+        return {name: it for name, it in self.labels.items() if name.startswith(PREFIX)}
 
     def key(self) -> str:
         return json.dumps(
@@ -52,4 +46,5 @@ class GpuWish:
         parts = [f"{self.memory_bytes / 1e9:g} GB"] if self.memory_bytes else []
         parts += [self.model] if self.model else []
         parts += [f"{name}={value}" for name, value in sorted(self.plain_labels.items())]
+        parts += [words] if (words := release_words(self.labels)) else []
         return ", ".join(parts)

@@ -30,7 +30,8 @@ NotifyOn = Literal["started", "completed", "failed", "cancelled", "waiting"]
 
 PROJECTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFERENCE_SHAPES = frozenset({"preference", "openai_preference"})
-COLUMN_ROLES = frozenset(
+PREFERENCE_ROLES = frozenset({"chosen", "rejected", "preferred_output", "non_preferred_output"})
+COLUMN_ROLES = PREFERENCE_ROLES | frozenset(
     {
         "instruction",
         "input",
@@ -41,14 +42,11 @@ COLUMN_ROLES = frozenset(
         "conversations",
         "text",
         "system",
-        "chosen",
-        "rejected",
-        "preferred_output",
-        "non_preferred_output",
     }
 )
 DEFAULT_LEARNING_RATES: dict[str, float] = {"lora": 1e-4, "qlora": 2e-4, "full": 2e-5, "dpo": 5e-6}
 
+_MOST = 2**31 - 1  # of what a row keeps as an integer
 ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # no "/" and "@": references are split there
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w .:/-]*$")]
 AdapterName = Annotated[str, Field(min_length=1, max_length=64, pattern=ADAPTER_NAME_PATTERN)]
@@ -136,7 +134,7 @@ class JobSpec(BaseModel):
     # The optimisation
     epochs: float = Field(3, gt=0, le=1000, description="passes over the data, over 0 up to 1000")
     max_steps: int | None = Field(
-        None, ge=1, description="optimizer steps, at least 1; overrides `epochs`"
+        None, ge=1, le=_MOST, description="optimizer steps, at least 1; overrides `epochs`"
     )
     batch_size: int = Field(4, ge=1, le=4096, description="rows per micro-batch, 1–4096")
     gradient_accumulation: int = Field(
@@ -150,7 +148,10 @@ class JobSpec(BaseModel):
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="rate schedule")
     warmup_steps: int = Field(
-        100, ge=0, description="steps of linear warm-up, never more than a tenth of the run"
+        100,
+        ge=0,
+        le=_MOST,
+        description="steps of linear warm-up, never more than a tenth of the run",
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay, 0–1")
     gradient_clip: float = Field(0.3, gt=0, description="largest gradient norm, over 0")
@@ -166,20 +167,27 @@ class JobSpec(BaseModel):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = Field(
         "auto", description="attention kernel; `auto`: variable-length where installed, else sdpa"
     )
-    seed: int = Field(42, ge=0, le=2_147_483_647, description="seed of weights, order and dropout")
+    seed: int = Field(42, ge=0, le=_MOST, description="seed of weights, order and dropout")
 
     # The run
     checkpoint_every_steps: int = Field(
-        200, ge=1, description="optimizer steps between checkpoints"
+        200, ge=1, le=_MOST, description="optimizer steps between checkpoints"
     )
     keep_checkpoints: int = Field(
-        3, ge=1, description="newest registered checkpoints that are kept"
+        3, ge=1, le=_MOST, description="newest registered checkpoints that are kept"
     )
-    log_every_steps: int = Field(10, ge=1, description="optimizer steps between progress lines")
+    log_every_steps: int = Field(
+        10, ge=1, le=_MOST, description="optimizer steps between progress lines"
+    )
     eval_every_steps: int | None = Field(
-        None, ge=1, description="optimizer steps between held-out losses; none: only at the end"
+        None,
+        ge=1,
+        le=_MOST,
+        description="optimizer steps between held-out losses; none: only at the end",
     )
-    time_limit_seconds: int = Field(86_400, ge=1, description="GPU time after which the job fails")
+    time_limit_seconds: int = Field(
+        86_400, ge=1, le=_MOST, description="GPU time after which the job fails"
+    )
     on_non_finite: Literal["fail", "stop_at_checkpoint"] = Field(
         "fail", description="NaN or infinite loss: fail, or end at the last good checkpoint"
     )
@@ -233,7 +241,10 @@ class JobSpec(BaseModel):
         ("completed", "failed", "cancelled"), description="what the targets in `notify` hear of"
     )
     notify_wait_seconds: int | None = Field(
-        None, ge=60, description="waiting that is too long, at least 60; none: as the target says"
+        None,
+        ge=60,
+        le=_MOST,
+        description="waiting that is too long, at least 60; none: as the target says",
     )
     metadata: dict[str, str] = Field(default_factory=dict, description="the caller's own labels")
 
@@ -339,12 +350,18 @@ def stored_spec(fields: dict[str, Any]) -> JobSpec:
             {name: value for name, value in fields.items() if name in JobSpec.model_fields}
         )
     except (ValidationError, AttributeError) as error:
-        first = str(error).partition("\n")[0]
         raise SpecError(
-            f"the job's specification on record cannot be read: {first}",
+            f"the job's specification on record cannot be read: {_first_fault(error)}",
             where="jobs.spec",
             remedy="submit the job again",
         ) from None
+
+
+def _first_fault(error: ValidationError | AttributeError) -> str:
+    if not isinstance(error, ValidationError):
+        return "it is no object"
+    first = error.errors(include_url=False)[0]
+    return ": ".join([*map(str, first["loc"][:1]), first["msg"]])
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:

@@ -12,7 +12,7 @@ from kombu import Queue
 from gpu_worker.devices import own_device
 from models.settings import settings
 from tasks.broker import broker_settings
-from tasks.names import CPU_QUEUE, DEFAULT_QUEUE, NOTIFY, PREPROCESS, SUBMIT
+from tasks.names import CPU_QUEUE, CPU_QUEUES, DEFAULT_QUEUE, NOTIFY, PREPROCESS, SUBMIT
 
 # Several workers write into one log: each line says whose it is.
 _device = own_device()
@@ -43,7 +43,7 @@ app.conf.update(
     # and quorum queues add nothing where the row is the truth. Queues of GPUs are made when a
     # worker consumes from one or a ticket is sent to one.
     task_default_queue=DEFAULT_QUEUE,
-    task_queues=tuple(Queue(name, routing_key=name) for name in (CPU_QUEUE, DEFAULT_QUEUE)),
+    task_queues=tuple(Queue(name, routing_key=name) for name in (*CPU_QUEUES, DEFAULT_QUEUE)),
     task_create_missing_queues=True,
     task_routes={name: {"queue": CPU_QUEUE} for name in (SUBMIT, PREPROCESS, NOTIFY)},
     # JSON alone, in every direction: a pickle would run its sender's code.

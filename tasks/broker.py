@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.settings import settings
+from tasks.names import CPU_QUEUES
 
 FOLDER_SCHEME = "filesystem://"
 TLS_SCHEME = "amqps://"
 
 # Exchanges that carry a table of queues: kombu truncates a table before it locks it, when it makes
 # it, so a second worker that starts at the same moment would wipe the first one's row.
-_TABLES = ("celery", "celora.cpu", "celery.pidbox", "reply.celery.pidbox", "celeryev")
+_TABLES = ("celery", *CPU_QUEUES, "celery.pidbox", "reply.celery.pidbox", "celeryev")
 
 
 def broker_settings(url: str) -> dict[str, Any]:

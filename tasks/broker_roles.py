@@ -8,7 +8,7 @@ why the dispatcher, whose tickets these are, could; nobody else can read another
 
     role         does                                              consumes
     dispatcher   declares the queues of tickets, publishes tickets nothing
-    cpu          prepares data, takes jobs, answers their callers  celora.cpu, celery
+    cpu          prepares data, takes jobs, answers their callers  celora.cpu…, celery
     gpu          trains on the devices of one host, or of any      the queues of those devices
     client       hands in jobs over the broker                     its own answers; celery
     flower       watches, and terminates                           events, and replies to itself
@@ -30,6 +30,8 @@ _CONTROL, _REPLIES, _EVENTS = r"celery\.pidbox", r"reply\.celery\.pidbox", "cele
 # RabbitMQ does not check: who may publish there may publish to any queue. A ticket that the
 # dispatcher did not make is dropped by the claim.
 _DIRECT = r"amq\.default"
+# celora.cpu, and that of any version: see CPU_QUEUES.
+_PREPARATION = rf"{re.escape(CPU_QUEUE)}(\.\d+)*"
 # A queue with a random name, of a process that waits for answers.
 _ANSWERS = r"[0-9a-f-]{36}(\.reply\.celery\.pidbox)?"
 
@@ -51,12 +53,12 @@ class Permission:
 
 
 def dispatcher() -> Permission:
-    tickets = (DEFAULT_QUEUE, re.escape(CPU_QUEUE), r"celora\.gpu\..+")
+    tickets = (DEFAULT_QUEUE, _PREPARATION, r"celora\.gpu\..+")
     return Permission(configure=_any(*tickets), write=_any(*tickets, _DIRECT), read=_any(*tickets))
 
 
 def cpu() -> Permission:
-    return _worker(cpu_worker(".+"), re.escape(CPU_QUEUE), DEFAULT_QUEUE)
+    return _worker(cpu_worker(".+"), _PREPARATION, DEFAULT_QUEUE)
 
 
 def gpu(host: str) -> Permission:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from models.abilities import RELEASES, preparation_queue
+
 SUBMIT = "celora.submit"
 PREPROCESS = "celora.preprocess"
 TRAIN = "celora.train"
@@ -11,6 +13,9 @@ GENERATE = "celora.generate"
 NOTIFY = "celora.notify"
 
 CPU_QUEUE = "celora.cpu"
+# All that a cpu worker of this version consumes for its preparations: one queue for what any worker
+# can prepare, one more for each version that brought something which earlier ones cannot.
+CPU_QUEUES = (CPU_QUEUE, *(preparation_queue(CPU_QUEUE, one) for one in RELEASES))
 # Where a foreign app's `send_task` lands when it sets no queue.
 DEFAULT_QUEUE = "celery"
 

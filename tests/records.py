@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import delete, text
 
-from models.gpu_wish import ABILITIES
+from models.abilities import ABILITIES
 from models.queries import attempts, gpus, jobs, placement, products
 from models.queries.attempts import Claim
 from models.queries.placement import Placement

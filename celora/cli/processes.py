@@ -85,7 +85,7 @@ def cpu_worker(
 ) -> None:
     """Run a CPU worker: it prepares training data and takes jobs from the broker."""
     from models.settings import settings
-    from tasks.names import CPU_QUEUE, DEFAULT_QUEUE
+    from tasks.names import CPU_QUEUES, DEFAULT_QUEUE
     from tasks.names import cpu_worker as worker_name
 
     os.execv(  # noqa: S606 (no shell, and the operator sees the plain Celery command)
@@ -93,7 +93,7 @@ def cpu_worker(
         [
             sys.executable, "-m", "celery", "--app", "tasks.app", "worker",
             "--hostname", worker_name(settings().resolved_host),
-            "--queues", f"{CPU_QUEUE},{DEFAULT_QUEUE}",
+            "--queues", ",".join((*CPU_QUEUES, DEFAULT_QUEUE)),
             "--concurrency", str(concurrency), "--pool", "prefork",
             "--without-gossip", "--without-mingle", "--loglevel", "INFO",
         ],

@@ -180,7 +180,7 @@ def _is_wanted(wish: GpuWish, gpu: GpuView) -> bool:
     return (
         gpu.memory_bytes >= wish.memory_bytes
         and (wish.model is None or wish.model in gpu.model.lower())
-        and wish.labels.items() <= gpu.labels.items()
+        and wish.plain_labels.items() <= gpu.labels.items()
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.abilities import PREFIX, RELEASES, preparation_queue
 from models.queries.fence import Exclusive
 from models.queries.lanes import FITS
 from models.queries.shares import SHARES, USER_LIMIT, share_parameters
@@ -109,24 +110,38 @@ _FREE_GPUS = text(f"""
 """)  # noqa: S608 (joined from constants)
 
 # Tenants take turns, each with its own best first, so that a flood of one holds up no other. Jobs
-# beyond `max_queued_jobs` of their tenant or user stay here until others have begun.
+# beyond `max_queued_jobs` of their tenant or user stay here until others have begun. Jobs that need
+# a worker of a certain version have a queue of their own, and room of their own in it: where no
+# such worker runs they hold up no others. What needs a version that this one does not know of has
+# no room at all: it is left to that version's dispatcher.
 _NEXT_TO_PREPARE = text("""
-    WITH preparing AS (
-        SELECT jobs.tenant_id, jobs.user_name, count(*) AS jobs
+    WITH needs AS MATERIALIZED (
+        SELECT id, coalesce((SELECT max(name) FROM jsonb_object_keys(labels) AS name
+                             WHERE starts_with(name, :prefix)), '') AS ability
+        FROM gpu_needs
+    ), preparing AS (
+        SELECT jobs.tenant_id, jobs.user_name, coalesce(needs.ability, '') AS ability,
+               count(*) AS jobs
         FROM attempts JOIN jobs ON jobs.id = attempts.job_id
+        LEFT JOIN lanes ON lanes.id = jobs.lane_id
+        LEFT JOIN needs ON needs.id = lanes.need_id
         WHERE attempts.ended_at IS NULL AND attempts.gpu_id IS NULL
-        GROUP BY jobs.tenant_id, jobs.user_name
+        GROUP BY jobs.tenant_id, jobs.user_name, coalesce(needs.ability, '')
     ), room AS (
-        SELECT greatest(0, :in_flight - coalesce(sum(jobs), 0)) AS jobs FROM preparing
+        SELECT ability, greatest(0, :in_flight - coalesce((
+            SELECT sum(jobs) FROM preparing WHERE preparing.ability = known.ability), 0)) AS jobs
+        FROM unnest(CAST(:abilities AS text[])) AS known (ability)
     ), limits AS (
         SELECT users.id AS user_id, users.name, tenants.id AS tenant_id,
                tenants.max_queued_jobs AS of_tenant,
                coalesce(users.max_queued_jobs, tenants.user_max_queued_jobs) AS of_user
         FROM users JOIN tenants ON tenants.id = users.tenant_id
-        WHERE (SELECT jobs FROM room) > 0
+        WHERE (SELECT max(jobs) FROM room) > 0
     ), fronts AS (
-        SELECT front.id, front.turn_at, limits.*
+        SELECT front.id, front.turn_at, room.ability, limits.*
         FROM limits JOIN lanes ON lanes.user_id = limits.user_id
+        JOIN needs ON needs.id = lanes.need_id
+        JOIN room ON room.ability = needs.ability AND room.jobs > 0
         CROSS JOIN LATERAL (
             SELECT id, turn_at FROM jobs
             WHERE lane_id = lanes.id AND state = 'pending'
@@ -134,7 +149,7 @@ _NEXT_TO_PREPARE = text("""
                   SELECT FROM attempts
                   WHERE attempts.job_id = jobs.id AND attempts.ended_at IS NULL)
             ORDER BY turn_at, id
-            LIMIT (SELECT jobs FROM room)
+            LIMIT room.jobs
         ) AS front
     ), ahead AS (
         -- Counted up to the limit, and only where there is one.
@@ -156,17 +171,22 @@ _NEXT_TO_PREPARE = text("""
                     LIMIT coalesce(of_tenant, 0)) AS counted) AS queued_of_tenant
         FROM limits WHERE user_id IN (SELECT user_id FROM fronts)
     ), turns AS (
-        SELECT fronts.id, turn_at, ahead.*,
+        SELECT fronts.id, turn_at, ability, ahead.*,
                row_number() OVER (PARTITION BY fronts.user_id ORDER BY turn_at, id) AS of_users,
                row_number() OVER (PARTITION BY fronts.tenant_id ORDER BY turn_at, id) AS of_tenants
         FROM fronts JOIN ahead ON ahead.user_id = fronts.user_id
+    ), places AS (
+        SELECT id, ability,
+               row_number() OVER (PARTITION BY ability
+                                  ORDER BY of_tenants + preparing_of_tenant, turn_at, id) AS place
+        FROM turns
+        WHERE (of_user IS NULL OR of_users + preparing_of_user + queued_of_user <= of_user)
+          AND (of_tenant IS NULL
+               OR of_tenants + preparing_of_tenant + queued_of_tenant <= of_tenant)
     )
-    SELECT id FROM turns
-    WHERE (of_user IS NULL OR of_users + preparing_of_user + queued_of_user <= of_user)
-      AND (of_tenant IS NULL
-           OR of_tenants + preparing_of_tenant + queued_of_tenant <= of_tenant)
-    ORDER BY of_tenants + preparing_of_tenant, turn_at, id
-    LIMIT (SELECT jobs FROM room)
+    SELECT id, ability FROM places JOIN room USING (ability)
+    WHERE place <= room.jobs
+    ORDER BY place, ability
 """)
 
 # Attempt, ticket and event in one statement with the raised fence. A job that someone else has
@@ -245,14 +265,23 @@ _TAKE_TURN = text("""
 def place_preprocess(session: Session, limit: int, *, queue: str = "celora.cpu") -> int:
     """Send the next pending jobs to be prepared, until `limit` wait or run; returns how many.
 
-    0 as well when another dispatcher is placing.
+    Those that need a worker of a certain version go to that version's queue, beside `queue`, and
+    are counted apart. 0 as well when another dispatcher is placing.
     """
     if not take_turn(session):
         return 0
-    job_ids = list(session.scalars(_NEXT_TO_PREPARE, {"in_flight": limit}))
-    if not job_ids:
+    found = session.execute(
+        _NEXT_TO_PREPARE,
+        {
+            "in_flight": limit,
+            "prefix": PREFIX,
+            "abilities": ["", *(f"{PREFIX}{release}" for release in RELEASES)],
+        },
+    ).all()
+    if not found:
         return 0
-    return len(_place(session, "pending", job_ids, [None] * len(job_ids), [queue] * len(job_ids)))
+    queues = [preparation_queue(queue, row.ability) for row in found]
+    return len(_place(session, "pending", [row.id for row in found], [None] * len(found), queues))
 
 
 def place_jobs(session: Session, *, stale_seconds: float) -> list[Placement]:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from models.abilities import release_words
 from models.forecast import Placed
 from models.gpu_wish import GpuWish
 from models.paces import ASSUMED_SECONDS, Basis
@@ -145,8 +146,12 @@ def _lacking(wish: GpuWish, gpus: list[GpuView]) -> str:
     for name, value in sorted(wish.plain_labels.items()):
         if not any(gpu.labels.get(name) == value for gpu in gpus):
             return f"No GPU carries the label it asks for ({name}={value}); see `celora gpus`."
-    if wish.plain_labels != wish.labels and not any(gpu.versions.get("abilities") for gpu in gpus):
-        return "No GPU's worker can do this: they are of an earlier version; start them anew."
+    needed = wish.abilities.items()
+    if needed and not any(needed <= gpu.versions.get("abilities", {}).items() for gpu in gpus):
+        return (
+            f"It needs {release_words(wish.labels)}, and those of the GPUs are of an earlier"
+            " version: start them anew with the new one."
+        )
     return f"No GPU has all that it asks for together ({wish.words()}); see `celora gpus`."
 
 

@@ -73,7 +73,8 @@ def _why_pending(session: Session, job: Job) -> Why:
     if claimed is not None and claimed.claimed_at is not None:
         return Why(state, "preparing", "Its data is being prepared.")
     if claimed is not None:
-        return Why(state, "to_prepare", "Its data waits for a CPU worker: is one running?")
+        which = release_words(claimed.labels or {}, "CPU worker") or "a CPU worker"
+        return Why(state, "to_prepare", f"Its data waits for {which}: is one running?")
     found = not_prepared(session, job.lane_id)
     return Why(state, found.reason, found.sentence, limit=found.limit, limit_of=found.limit_of)
 
@@ -171,8 +172,11 @@ def predecessor(job_id: str, state: str) -> str:
 
 
 _LIVE = text("""
-    SELECT attempts.claimed_at, gpus.queue
-    FROM attempts LEFT JOIN gpus ON gpus.id = attempts.gpu_id
+    SELECT attempts.claimed_at, gpus.queue, gpu_needs.labels
+    FROM attempts JOIN jobs ON jobs.id = attempts.job_id
+    LEFT JOIN gpus ON gpus.id = attempts.gpu_id
+    LEFT JOIN lanes ON lanes.id = jobs.lane_id
+    LEFT JOIN gpu_needs ON gpu_needs.id = lanes.need_id
     WHERE attempts.job_id = :job_id AND attempts.ended_at IS NULL
 """)
 

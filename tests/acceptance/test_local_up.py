@@ -129,7 +129,7 @@ def test_a_life_with_a_stop_and_a_kill(local: Stack) -> None:
 
 def test_what_dies_is_started_again(local: Stack) -> None:
     up = start(local)
-    for words in (("dispatcher",), ("--queues", "celora.cpu,celery")):
+    for words in (("dispatcher",), ("--queues", "celora.cpu,celora.cpu.0.2,celery")):
         before = find(up, *words)
         assert before
         for pid in before:

@@ -87,7 +87,7 @@ def test_processes_that_start_at_once_leave_the_tables_whole(tmp_path: Path) -> 
         process.join(20)
         assert process.exitcode == 0
     tables = list((tmp_path / "broker" / "control").iterdir())
-    assert len(tables) == 5
+    assert len(tables) == 6
     assert all(table.read_text() == "[]" for table in tables)
 
 
