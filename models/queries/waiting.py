@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.abilities import release_words
 from models.forecast import Placed
 from models.queries.depth import depth, is_behind
 from models.queries.jobs import get_job
