@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict
 
 from models import tables
-from models.spec import JobSpec
+from models.errors import SpecError
+from models.spec import JobSpec, stored_spec
 from models.states import TERMINAL, JobState, Purpose, Stage, StopReason
 
 
@@ -60,7 +61,10 @@ class Job(View):
     def of(cls, row: tables.Job) -> Self:
         """Call it inside the session that `row` belongs to."""
         kept = {name: getattr(row, name) for name in cls.model_fields if name not in _RENAMED}
-        return cls.model_validate(kept | {"tenant": row.tenant.name, "user": row.user_name})
+        for name in ("result", "error", "verdict"):
+            kept[name] = kept[name] if isinstance(kept[name], dict) else None
+        kept |= {"spec": _spec_on_record(row), "tenant": row.tenant.name, "user": row.user_name}
+        return cls.model_validate(kept)
 
     @property
     def finished(self) -> bool:
@@ -72,6 +76,18 @@ class Job(View):
 
 
 _RENAMED = {"tenant", "user"}
+
+
+def _spec_on_record(row: tables.Job) -> JobSpec:
+    """As it stands there, unchecked where it cannot be read: one such row must not keep people
+    from a list of jobs. The worker that claims the job checks it, and fails it in words."""
+    try:
+        return stored_spec(row.spec)
+    except SpecError:
+        fields = row.spec if isinstance(row.spec, dict) else {}
+        known = {name: value for name, value in fields.items() if name in JobSpec.model_fields}
+        needed = {"base_model": row.base_model, "dataset": "", "method": row.method}
+        return JobSpec.model_construct(**(needed | known))
 
 
 class Event(View):

@@ -88,7 +88,9 @@ def claim(
         return None
     try:
         spec = stored_spec(job.spec)
+        _require_readable(job)
     except SpecError as error:
+        # Here, not in the worker: the claim would fail each time, and hold the GPU meanwhile.
         settle(session, job, now, Outcome.FAILED, reason=error.what, error=error.record())
         return None
     attempt = _claim_row(
@@ -128,7 +130,7 @@ def claim(
         data_digest=job.data_digest,
         rows_held_out=(job.verdict or {}).get("rows_eval"),
         base_revision=job.base_revision,
-        overrides=dict(job.overrides),
+        overrides=dict(job.overrides or {}),
         adapter_url=job.adapter_url,
         start_checkpoint=start,
         start_adapter_url=_adapter_of(session, spec.after) if spec.start_from_adapter else None,
@@ -281,6 +283,18 @@ def end_session_attempts(session: Session, gpu_id: int, keep_session: str) -> li
 
 def _adapter_of(session: Session, job_id: str | None) -> str | None:
     return session.scalar(select(Job.adapter_url).where(Job.id == job_id))
+
+def _require_readable(job: Job) -> None:
+    """Raise SpecError for a row that no version of ours has written."""
+    for column in ("overrides", "verdict", "work", "result"):
+        value = getattr(job, column)
+        if value is not None and not isinstance(value, dict):
+            raise SpecError(
+                f"the job's row cannot be read: its {column} is no object",
+                where=f"jobs.{column}",
+                remedy="submit the job again",
+            )
+
 
 
 def _claim_row(

@@ -17,6 +17,7 @@ from models.queries.gpus import GpuView, list_gpus
 from models.queries.lanes import FITS
 from models.queries.paces import EVALUATE, SIZE, read_paces
 from models.queries.parties import Limits, Parties, read_parties
+from models.queries.stored import number
 from models.settings import settings
 from models.states import Stage
 
@@ -196,8 +197,8 @@ def _needs(session: Session, ids: set[int]) -> dict[int, Need]:
 
 WAITER = f"""
     id, turn_at, tenant_id, base_model, method, stage, step,
-    coalesce(total_steps, (verdict ->> 'total_steps')::float8::int,
-             (spec ->> 'max_steps')::float8::int)
+    coalesce(total_steps, ({number("verdict", "total_steps")})::int,
+             ({number("spec", "max_steps")})::int)
         AS total_steps,
     {SIZE} AS size, {EVALUATE} AS evaluate
 """
@@ -242,7 +243,7 @@ RUNNING = f"""
            extract(epoch FROM clock_timestamp() - claimed_at)::float8 AS age,
            extract(epoch FROM clock_timestamp() - stage_at)::float8 AS stage_age,
            extract(epoch FROM clock_timestamp() - progress_at)::float8 AS progress_age,
-           coalesce((jobs.spec ->> 'time_limit_seconds')::float8, 'infinity')
+           coalesce({number("jobs.spec", "time_limit_seconds")}, 'infinity')
                - (jobs.gpu_seconds - jobs.gpu_seconds_before_retry) AS limit_seconds
     FROM attempts
     JOIN jobs ON jobs.id = attempts.job_id

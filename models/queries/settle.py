@@ -62,7 +62,7 @@ def settle(
     landing = land(
         outcome,
         stage=Stage(job.stage),
-        evaluate=bool(job.spec.get("evaluate", True)),
+        evaluate=_evaluated(job),
         stop=StopReason(job.stop_requested) if job.stop_requested else None,
         losses=job.losses,
         max_losses=settings().max_losses,
@@ -97,6 +97,11 @@ def move(job: Job, now: datetime, state: JobState) -> None:
     if state in TERMINAL:
         job.finished_at = now
     if state in {JobState.PENDING, JobState.QUEUED} and current is not JobState.RUNNING:
+def _evaluated(job: Job) -> bool:
+    """Whether an evaluation follows; also of a row that cannot be read, for it has to end."""
+    return not isinstance(job.spec, dict) or bool(job.spec.get("evaluate", True))
+
+
         # One that was running keeps its place in the queue.
         job.queued_at, job.turn_at = now, turn_at(now, job.priority)
 

@@ -65,6 +65,7 @@ def test_warmup_is_never_more_than_a_tenth_of_the_run(total: int, warmup: int) -
         ({"target_modules": []}, "target_modules"),
         ({"track": ["sheets"]}, "track.0"),
         ({"name": "../up"}, "name"),
+        ({"max_steps": 2**31}, "max_steps"),  # more than a row's integer holds
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], where: str) -> None:
