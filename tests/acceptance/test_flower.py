@@ -136,6 +136,8 @@ def test_tasks_tell_whose_they_are_and_what_came_of_them(
     row(pool, page, "celora.train", running, "STARTED", "@node1", whose)
     cause = "training_failed: the script fails here"
     found = row(pool, page, "celora.train", failed, "FAILURE", cause)
+    for seen in (failed, "(too-hot)", cause, "FAILURE", "@node1"):  # without scrolling sideways
+        expect(found.locator("td", has_text=seen)).to_be_in_viewport(ratio=1)
     picture(page, "flower-tasks")
     details = open_task(found)
     expect(details).to_contain_text(cause)
