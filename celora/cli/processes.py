@@ -13,8 +13,9 @@ import typer
 
 from models.errors import InputError, SetupError
 
-# Flower's own choice leaves out what tells one job from another, and what came of it.
-_FLOWER_COLUMNS = "name,state,kwargs,result,worker,uuid,args,runtime,received"
+# Flower's own choice leaves out what tells one job from another, and what came of it. Beyond the
+# worker a screen of usual width ends.
+_FLOWER_COLUMNS = "name,args,kwargs,state,result,worker,runtime,received,uuid"
 _DEVICES_HELP = "`all` (CUDA devices), `cuda:0,cuda:2`, or `cpu:2` (slots of this machine's cores)"
 
 
