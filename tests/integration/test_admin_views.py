@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from celora import record
 from docs.cookbook import PAGE, questions
 from models.errors import InputError, NotFoundError
-from models.queries import attempts, history, products, rollups, samples
+from models.queries import attempts, history, jobs, products, rollups, samples
 from models.queries.roles import grant_reader
 from models.session import transaction
 from models.states import Outcome, Stage
@@ -35,6 +35,7 @@ VIEWS = {
     "adapters",
     "job_times",
     "gpu_samples",
+    "deliveries",
 }
 
 
@@ -130,6 +131,24 @@ def test_a_cost_stays_when_the_price_changes_and_no_price_is_no_cost() -> None:
     count()
     assert view("jobs", job=paid)[0]["cost"] == pytest.approx(3, rel=0.01)
     assert view("gpus")[0]["price_per_hour"] == 1.0
+
+
+def test_a_job_that_is_run_again_costs_all_its_attempts() -> None:
+    add_gpu()
+    with transaction() as session:
+        rollups.set_price(session, "cpu", 2.0)
+    job_id = finish("a", hours=1, outcome=Outcome.FAILED)
+    count()
+    assert view("jobs", job=job_id)[0]["cost"] == pytest.approx(2, rel=0.01)
+    with transaction() as session:
+        jobs.retry_job(session, job_id)
+    assert view("jobs", job=job_id)[0]["cost"] is None  # it has not ended
+    place()
+    taken = claimed(job_id, Stage.TRAIN)
+    _age(taken.attempt_id, 2 * 3600)
+    end(job_id, taken.fence, Outcome.COMPLETED)
+    count()
+    assert view("jobs", job=job_id)[0]["cost"] == pytest.approx(6, rel=0.01)
 
 
 @pytest.mark.parametrize("price", [-1.0, float("inf"), float("nan")])
