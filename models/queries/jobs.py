@@ -263,7 +263,7 @@ def retry_job(session: Session, job_id: str) -> Job:
         look_anew(session, job_id)
         job.losses = 0
         job.gpu_seconds_before_retry = job.gpu_seconds  # else one over its time limit fails at once
-        job.error = job.finished_at = None
+        job.error = job.finished_at = job.cost = None  # priced anew when it ends
         add_event(session, job_id, "retried", "runs again on request", wake=True)
     elif state in TERMINAL or state is JobState.PAUSED:
         raise StateError(
