@@ -253,25 +253,34 @@ class GpuSession(WorkerSession):
 
     def _register(self) -> None:
         with transaction() as session:
-            gpu_id = gpus.register_gpu(
-                session,
-                host=settings().resolved_host,
-                index=self.device.index,
-                uuid=self.device.uuid,
-                kind=self.device.kind,
-                model=self.device.model,
-                memory_bytes=self.device.memory_bytes,
-                queue=self.queue,
-                worker=self.worker,
-                worker_session=self.id,
-                boot_id=boot_id(),
-                versions=_versions(),
-            )
+            gpu_id = self._take_row(session)
             ended = attempts.end_session_attempts(session, gpu_id, self.id)
         for job_id in ended:
             _log.warning("job %s: its attempt on %s was lost", job_id, self.device.uuid)
         self.gpu_id = gpu_id
         self._registered.set()
+
+    def _take_row(self, session: Session) -> int:
+        return gpus.register_gpu(
+            session,
+            host=settings().resolved_host,
+            index=self.device.index,
+            queue=self.queue,
+            **self._facts(),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the row tells of the device and its worker."""
+        return {
+            "uuid": self.device.uuid,
+            "kind": self.device.kind,
+            "model": self.device.model,
+            "memory_bytes": self.device.memory_bytes,
+            "worker": self.worker,
+            "worker_session": self.id,
+            "boot_id": boot_id(),
+            "versions": _versions(),
+        }
 
     def _send_report(self) -> None:
         """Write what the row does not say yet, or the heartbeat that is due."""

@@ -107,6 +107,7 @@ class Lane:
     urgent: bool
     waiters: list[Waiter]
     more: Callable[[], list[Waiter]] | None = None
+    apart: bool = False  # no dispatcher places its jobs: each has a pod of its own
 
     def front(self) -> list[Waiter]:
         while len(self.waiters) < _LOOK_AHEAD and self.more is not None:
@@ -224,7 +225,8 @@ class Play:
         front = [
             (waiter.turn, waiter.id, lane, waiter)
             for lane in lanes
-            if self.order_only or (lane.need in needs and lane.user.may_start(self.now))
+            if not lane.apart
+            and (self.order_only or (lane.need in needs and lane.user.may_start(self.now)))
             for waiter in lane.front()
         ]
         if not front:

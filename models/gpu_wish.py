@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from models.abilities import PREFIX, abilities_for, release_words
 from models.spec import JobSpec
 from models.states import Purpose
+
+# Of a job that runs in a pod of its own. No worker has this ability, so no dispatcher prepares such
+# a job or places it: the pod does (models/queries/own_pod.py).
+OWN_POD = f"{PREFIX}pod"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,13 @@ class GpuWish:
             model=spec.gpu_model.strip().lower() if spec.gpu_model else None,
             labels=spec.gpu_labels | abilities_for(spec, purpose),
         )
+
+    def in_own_pod(self) -> Self:
+        return replace(self, labels=self.labels | {OWN_POD: "yes"})
+
+    @property
+    def own_pod(self) -> bool:
+        return OWN_POD in self.labels
 
     @property
     def plain_labels(self) -> dict[str, str]:

@@ -48,6 +48,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "gpu-worker": ("processes", "gpu_worker", "Processes"),
     "api": ("processes", "api", "Processes"),
     "flower": ("processes", "flower", "Processes"),
+    "k8s-job": ("k8s_job", "k8s_job", "Processes"),
+    "run-job": ("k8s_job", "run_job", "Processes"),
 }
 
 

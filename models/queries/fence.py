@@ -21,6 +21,7 @@ class Exclusive(IntEnum):
     SWEEP = 0x43454C_04
     FORECAST = 0x43454C_05
     ROLL_UP = 0x43454C_06
+    OWN_POD = 0x43454C_07
 
 
 def try_exclusive(session: Session, key: Exclusive) -> bool:

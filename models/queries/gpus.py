@@ -60,8 +60,9 @@ def register_gpu(
     worker_session: str,
     boot_id: str,
     versions: dict[str, Any],
+    cordoned: bool | None = None,
 ) -> int:
-    """A worker's new session takes its GPU's row; returns the row's id.
+    """A worker's new session takes its GPU's row; returns the row's id. `cordoned`: as it was.
 
     The GPU counts as unknown until the first heartbeat of this session says that it is idle.
     """
@@ -94,6 +95,8 @@ def register_gpu(
         "loaded_base": None,
         "trainer_pid": None,
     }
+    if cordoned is not None:
+        values["cordoned"] = cordoned
     return session.scalars(
         upsert(Gpu)
         .values(host=host, index=index, **values)

@@ -49,8 +49,10 @@ def insert_job(
     user: str,
     idempotency_key: str | None = None,
     request: dict[str, Any] | None = None,
+    own_pod: bool = False,
 ) -> Job:
-    """Put a job on record; this is all that a submit is. `request`: what came over HTTP.
+    """Put a job on record; this is all that a submit is. `request`: what came over HTTP; `own_pod`:
+    no dispatcher places it, its pod does (own_pod.py).
 
     A key that the tenant used before returns that first job, unchanged. A new tenant gets a row of
     its own with the default weight. Raises InputError, SpecError.
@@ -70,7 +72,7 @@ def insert_job(
             base_model=spec.base_model,
             method=spec.method,
             priority=spec.priority,
-            lane_id=lane_of(session, owner.id, user, spec),
+            lane_id=lane_of(session, owner.id, user, spec, own_pod=own_pod),
             turn_at=func.now() - head_start(spec.priority),
             waits_for=predecessor(session, owner.id, spec),
             request=request,

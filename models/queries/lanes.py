@@ -21,10 +21,18 @@ _ADOPT_AT_ONCE = 500
 
 
 def lane_of(
-    session: Session, tenant_id: int, user: str, spec: JobSpec, purpose: Purpose = Purpose.TUNE
+    session: Session,
+    tenant_id: int,
+    user: str,
+    spec: JobSpec,
+    purpose: Purpose = Purpose.TUNE,
+    *,
+    own_pod: bool = False,
 ) -> int:
     """The id of the lane that a job queues in; made when it is the first of its kind."""
     wish = GpuWish.of(spec, purpose)
+    if own_pod:
+        wish = wish.in_own_pod()
     row = {
         "of_tenant": tenant_id,
         "of_user": user,

@@ -87,6 +87,7 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
                 urgent[lane],
                 found,
                 _pages(session, lane, found[-1], record.paces) if len(found) >= _FRONT else None,
+                needs[lanes[lane][2]].wish.own_pod,
             )
             for lane, found in waiters.items()
         ],

@@ -23,6 +23,12 @@ class Blocker:
     limit_of: str | None = None  # … whose it is: tenant or user
 
 
+ITS_POD = Blocker(
+    "its_pod",
+    "It runs in a pod of its own (`celora k8s-job`), and waits for Kubernetes to start that.",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     start_at: datetime | None
@@ -40,6 +46,8 @@ def making_room(pool: Pool, job_id: str) -> Blocker | None:
 def blocker(pool: Pool, lane_id: int, placed: Placed | None) -> Blocker:
     """Of a job in a lane; `placed` is what the forecast says of it, none when it never starts."""
     need = pool.needs[pool.lanes[lane_id][2]]
+    if need.wish.own_pod:
+        return ITS_POD
     fitting = [gpu for gpu in pool.gpus if gpu.id in need.gpu_ids]
     found = _no_gpu_takes_it(pool.gpus, fitting, need.wish)
     for key in _owners(pool, lane_id):
@@ -60,6 +68,8 @@ def blocker(pool: Pool, lane_id: int, placed: Placed | None) -> Blocker:
 
 def may_come(pool: Pool, found: Blocker) -> bool:
     """Whether a job with this blocker will be placed without anybody's doing."""
+    if found is ITS_POD:
+        return False
     if found.reason in {"no_such_gpu", "no_worker", "gpus_held", "gpus_cordoned"}:
         return pool.play.order_only and found.reason != "no_such_gpu"
     return found.limit in {None, "max_running_jobs"}

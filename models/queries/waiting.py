@@ -9,11 +9,21 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.abilities import release_words
+from models.duration import duration
 from models.forecast import Placed
+from models.gpu_wish import OWN_POD
 from models.queries.depth import depth, is_behind
 from models.queries.jobs import get_job
 from models.queries.pool import Pool, read_pool
-from models.queries.reasons import Blocker, basis, blocker, expected, making_room, may_come
+from models.queries.reasons import (
+    ITS_POD,
+    Blocker,
+    basis,
+    blocker,
+    expected,
+    making_room,
+    may_come,
+)
 from models.states import JobState
 from models.tables import Job
 
@@ -27,7 +37,7 @@ _PLAYED_FOR_A_RATE = 200
 class Why:
     """`reason` is a code that stays: to_prepare, preparing, waits_for, limit, no_worker,
     no_such_gpu, such_gpus_busy, gpus_held, gpus_cordoned, gpus_busy, preempting, next, placed,
-    running, stopping, paused, finished.
+    running, stopping, paused, finished, its_pod.
 
     `position` counts from 1 in the order in which the dispatcher would place; none when the job
     does not wait for a GPU, or cannot be placed as things stand. Other jobs that come meanwhile
@@ -54,25 +64,32 @@ def why_waiting(session: Session, job_id: str) -> Why:
     if state is JobState.QUEUED:
         return _why_queued(session, job)
     if state is JobState.RUNNING:
-        return _why_running(job)
+        return _why_running(session, job)
     if state is JobState.PAUSED:
         return Why(state, "paused", "It is paused; `celora resume` lets it go on.")
     return Why(state, "finished", f"It does not wait: it is {state}.")
 
 
-def _why_running(job: Job) -> Why:
+def _why_running(session: Session, job: Job) -> Why:
     state = JobState.RUNNING
+    silent = session.scalar(_SILENT, {"job_id": job.id})
+    if silent is not None and _has_own_pod(session, job.lane_id):
+        said = f"Its pod has not been heard of since its lease ran out, {duration(silent)} ago."
+        return Why(state, ITS_POD.reason, f"{said} It goes on when Kubernetes starts it again.")
     if job.stop_requested is not None:
         return Why(state, "stopping", f"It runs and is asked to stop ({job.stop_requested}).")
-    doing = f" ({job.activity})" if job.activity else ""
-    return Why(state, "running", f"It does not wait: it runs, stage {job.stage}{doing}.")
+    return Why(state, "running", f"It does not wait: it runs, stage {job.stage}{_doing(job)}.")
+
+
+def _doing(job: Job) -> str:
+    return f" ({job.activity})" if job.activity else ""
 
 
 def _why_pending(session: Session, job: Job) -> Why:
     state = JobState.PENDING
     claimed = session.execute(_LIVE, {"job_id": job.id}).one_or_none()
     if claimed is not None and claimed.claimed_at is not None:
-        return Why(state, "preparing", "Its data is being prepared.")
+        return Why(state, "preparing", f"Its data is being prepared{_doing(job)}.")
     if claimed is not None:
         which = release_words(claimed.labels or {}, "CPU worker") or "a CPU worker"
         return Why(state, "to_prepare", f"Its data waits for {which}: is one running?")
@@ -82,9 +99,14 @@ def _why_pending(session: Session, job: Job) -> Why:
 
 def not_prepared(session: Session, lane_id: int | None) -> Blocker:
     """Why jobs of a lane are not even sent to be prepared."""
+    if _has_own_pod(session, lane_id):
+        return ITS_POD
     full = session.execute(_FULL, {"lane_id": lane_id}).first()
     if full is None:
-        said = "Its data waits to be prepared, after others that came first."
+        said = (
+            "Its data waits for its turn with a CPU worker, which prepares it;"
+            " then the job waits for a GPU."
+        )
         return Blocker("to_prepare", said)
     jobs = "job" if full.most == 1 else "jobs"
     said = (
@@ -154,6 +176,10 @@ def _far_back(session: Session, pool: Pool, job: Job, found: Blocker, last: Plac
     )
 
 
+def _has_own_pod(session: Session, lane_id: int | None) -> bool:
+    return bool(session.scalar(_OWN_POD, {"lane_id": lane_id, "label": OWN_POD}))
+
+
 def _before(position: int | None, about: str = "") -> str:
     if position is None or position == 1:
         return ""
@@ -171,6 +197,17 @@ def predecessor(job_id: str, state: str) -> str:
         return f"{said}: `celora resume {job_id}` lets that go on."
     return f"{said}."
 
+
+_OWN_POD = text("""
+    SELECT jsonb_exists(gpu_needs.labels, :label)
+    FROM lanes JOIN gpu_needs ON gpu_needs.id = lanes.need_id WHERE lanes.id = :lane_id
+""")
+
+# Without a dispatcher nobody ends what a pod that is gone has left.
+_SILENT = text("""
+    SELECT extract(epoch FROM clock_timestamp() - lease_until)::float8 FROM attempts
+    WHERE job_id = :job_id AND ended_at IS NULL AND lease_until < clock_timestamp()
+""")
 
 _LIVE = text("""
     SELECT attempts.claimed_at, gpus.queue, gpu_needs.labels

@@ -89,7 +89,7 @@ def test_a_mistyped_command_line_exits_with_2(
 
 def test_every_command_has_help_and_starts_with_a_sentence() -> None:
     group: Any = typer.main.get_command(application([]))
-    assert len(group.commands) == 38
+    assert len(group.commands) == 40
     for name, command in group.commands.items():
         first = (command.help or "").splitlines()[0]
         assert first.endswith((".", ":")), name
