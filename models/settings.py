@@ -144,6 +144,12 @@ class Settings(BaseSettings):
     api_requests_per_minute: int = Field(
         600, ge=0, description="HTTP requests of one API key in a minute; 0: any number"
     )
+    api_streams_per_key: int = Field(
+        100, ge=0, description="streams of jobs that one API key may have open in one API process"
+    )
+    api_streams: int = Field(
+        1000, ge=0, description="streams of jobs that one API process holds open for all"
+    )
     api_metrics_token: SecretStr | None = Field(
         None, description="token that /metrics asks for; empty: it answers on this machine alone"
     )

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from celora.api.caller import Caller, Reader
 from celora.api.errors import ApiError
-from celora.api.feeds import feeds_of
+from celora.api.feeds import Watch, feeds_of
 from celora.api.fine_tuning import After, JobId, Limit, own_job
 from celora.api.job_answers import (
     Event,
@@ -25,6 +25,7 @@ from celora.api.job_answers import (
     entry_answer,
     parse_event_id,
 )
+from celora.api.open_streams import HeldStream, leave_place, take_place
 from celora.api.stream_messages import parse_place
 from celora.api.streams import told
 from models.queries import products
@@ -107,6 +108,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         },
     },
     204: {"description": "All was told before: do not ask again."},
+    429: {"description": "The key's rate is spent, or it has too many streams open."},
 }
 
 
@@ -119,12 +121,19 @@ async def stream_job(
         str | None, Header(description="Go on behind that message, without loss or repeat.")
     ] = None,
 ) -> Response:
-    """The job as it goes, as server-sent events, until it ends."""
+    """The job as it goes, as server-sent events, until it ends or the key is revoked."""
     place, was_told = parse_place(last_event_id or "")
     await run_in_threadpool(_require_own, caller, job_id)
-    messages = told(feeds_of(request.app), job_id, place, end_was_told=was_told)
-    first = await anext(messages, None)
+    take_place(request.app, caller.key_id)
+    try:
+        watch = Watch(caller.key_id)
+        messages = told(feeds_of(request.app), job_id, place, watch, end_was_told=was_told)
+        first = await anext(messages, None)
+    except BaseException:
+        leave_place(request.app, caller.key_id)
+        raise
     if first is None:
+        leave_place(request.app, caller.key_id)
         return Response(status_code=204)
 
     async def all_of_them() -> AsyncIterator[bytes]:
@@ -133,9 +142,11 @@ async def stream_job(
             async for message in messages:
                 yield message
 
-    return EventSourceResponse(
+    stream = HeldStream(
         all_of_them(), ping=15, sep="\n", shutdown_event=anyio.Event(), shutdown_grace_period=3
     )
+    stream.key_id = caller.key_id
+    return stream
 
 
 def _require_own(caller: Caller, job_id: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 
 from starlette.concurrency import run_in_threadpool
 
-from celora.api.feeds import Feeds
+from celora.api.feeds import Feeds, Watch
 from celora.api.job_answers import job_answer
 from celora.api.stream_messages import (
     end_message,
@@ -20,7 +20,7 @@ from models.session import transaction
 
 
 async def told(
-    feeds: Feeds, job_id: str, place: Place, *, end_was_told: bool = False
+    feeds: Feeds, job_id: str, place: Place, watch: Watch, *, end_was_told: bool = False
 ) -> AsyncGenerator[bytes]:
     """Messages after `place`, until the job has ended. `end_was_told`: the last time as well; then
     none at all where nothing has happened since."""
@@ -37,13 +37,13 @@ async def told(
             return
         if news.more:
             continue
-        async with feeds.joined(job_id, watcher.place) as feed:
-            async for one in feed.after(watcher.place):
+        async with feeds.joined(job_id, watcher.place, watch) as feed:
+            async for one in feed.after(watcher.place, watch):
                 messages = one.messages_after(watcher.place)
                 for message in watcher.takes(messages, one.news, one.progress):
                     yield message
-        if feed.closed:
-            return  # without an end: another process goes on from the last message
+        if feed.closed or watch.ended:
+            return  # without an end: another process, or another key, goes on from the last message
         # Over, or too slow for the feed: what is left is read from the tables.
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -106,7 +106,7 @@ def list_keys(session: Session, *, tenant: str | None, revoked: bool) -> list[Ke
 
 
 def revoke_key(session: Session, key_id: str) -> None:
-    """From the next request on it opens nothing. Raises NotFoundError."""
+    """From the next request on it opens nothing, and what it streams ends. Raises NotFoundError."""
     revoked = (
         update(ApiKey)
         .where(ApiKey.id == key_id)
@@ -116,6 +116,18 @@ def revoke_key(session: Session, key_id: str) -> None:
         raise NotFoundError(
             "there is no such key", where=key_id, remedy="`celora keys list` shows them"
         )
+
+
+def living_keys(session: Session, key_ids: Iterable[str]) -> set[str]:
+    """Of these keys those that are neither revoked nor over."""
+    alive = func.coalesce(ApiKey.expires_at > func.now(), True)
+    return set(
+        session.scalars(
+            select(ApiKey.id).where(
+                ApiKey.id.in_(list(key_ids)), ApiKey.revoked_at.is_(None), alive
+            )
+        )
+    )
 
 
 def admit(session: Session, digest: bytes, *, default_limit: int) -> Admission | None:

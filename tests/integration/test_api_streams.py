@@ -16,6 +16,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from celora.api import feeds
+from celora.api.keys import create_key
+from models.queries.api_keys import revoke_key
 from models.queries.attempts import Claim
 from models.queries.following import NewEvent, News, Place, read_news
 from models.queries.history import Progress, add_event, events_of, record_metrics
@@ -23,6 +26,7 @@ from models.session import engine, transaction
 from models.states import Outcome, Stage
 from tests import records
 from tests.api_server import ApiServer, key_for, serving
+from tests.environment import variables
 from tests.waiting import until
 
 WATCHERS = 100
@@ -272,6 +276,47 @@ def test_a_watcher_that_leaves_is_forgotten(client: httpx.Client, claim: Claim) 
     until(lambda: _listeners() == 1)
     said.close()  # type: ignore[attr-defined]  # a generator
     until(lambda: _listeners() == 0)
+
+
+def test_a_stream_ends_with_its_job_and_with_its_key(
+    client: httpx.Client, server: ApiServer, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "_KEYS_SECONDS", 0.1)
+    made = create_key(tenant="watched", user="bob", scopes=["read"])
+    with httpx.Client(
+        base_url=server.v1, headers={"authorization": f"Bearer {made.key}"}, timeout=60
+    ) as other:
+        mine, theirs = listen_to(client, claim.job_id), listen_to(other, claim.job_id)
+        for said in (mine, theirs):
+            while next(said).kind != "progress":
+                pass
+        with transaction() as session:
+            revoke_key(session, made.id)
+        assert not [one for one in theirs if one.kind == "end"]
+    step(claim, 1, train_loss=4)
+    assert "metrics" in (next(mine).kind, next(mine).kind)  # the other goes on
+    with transaction() as session:
+        session.execute(text("DELETE FROM jobs"))
+    assert not [one for one in mine if one.kind == "end"]
+    until(lambda: _listeners() == 0)
+
+
+def test_a_key_and_a_server_have_so_many_streams(client: httpx.Client, claim: Claim) -> None:
+    path = f"/fine_tuning/jobs/{claim.job_id}/stream"
+    for limit, status in (("PER_KEY", 429), ("", 503)):
+        with variables(**{f"CELORA_API_STREAMS{limit and '_' + limit}": "1"}):
+            said = listen_to(client, claim.job_id)
+            next(said)
+            refused = client.get(path)
+            assert (refused.status_code, refused.headers["retry-after"]) == (status, "30")
+            assert refused.json()["error"]["code"] == "too_many_streams"
+            said.close()  # type: ignore[attr-defined]  # a generator
+
+            def is_open() -> bool:
+                with client.stream("GET", path) as answer:
+                    return answer.status_code == 200
+
+            until(is_open)
 
 
 def test_others_may_not_watch(server: ApiServer, client: httpx.Client, claim: Claim) -> None:

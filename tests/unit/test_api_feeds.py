@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celora.api import feeds
-from celora.api.feeds import Feed, Told
+from celora.api.feeds import Feed, Told, Watch
 from models.queries.following import News, Place
 from models.tables import Job
 
@@ -25,7 +25,7 @@ def watch(act: Callable[[Feed], None], place: Place, *, most: int) -> list[int]:
         feed = Feed(Place(event=(0, 1)))
         act(feed)
         got: list[int] = []
-        async for one in feed.after(place):
+        async for one in feed.after(place, Watch("key_1")):
             got.append(one.news.after.event[0])
             if len(got) == most:
                 break
@@ -57,7 +57,7 @@ def test_who_becomes_too_slow_is_sent_there_as_well() -> None:
         feed = Feed(Place(event=(0, 1)))
         fill(2)(feed)
         got: list[int] = []
-        async for one in feed.after(Place(event=(0, 1))):
+        async for one in feed.after(Place(event=(0, 1)), Watch("key_1")):
             got.append(one.news.after.event[0])
             if len(got) == 2:  # while it is busy more comes than the feed keeps
                 for number in range(3, feeds._KEPT + 4):
@@ -73,7 +73,9 @@ def test_a_waiting_watcher_is_woken() -> None:
         loop = asyncio.get_running_loop()
         loop.call_later(0.01, feed.publish, told(1))
         loop.call_later(0.02, feed.publish, told(2, over=True))
-        return [one.news.after.event[0] async for one in feed.after(Place(event=(0, 1)))]
+        return [
+            one.news.after.event[0] async for one in feed.after(Place(event=(0, 1)), Watch("key_1"))
+        ]
 
     assert asyncio.run(waiting()) == [1, 2]
 
