@@ -26,7 +26,7 @@ from gpu_worker.base_files import (
     matches,
     patterns,
 )
-from models import disk
+from models import disk, store
 from models.errors import BaseModelError, CeloraError, UnavailableError
 from models.settings import settings
 from training_data.hub_reach import is_away
@@ -59,10 +59,7 @@ def fetch(url: str, *, weights: bool, code: bool) -> tuple[Path, str]:
 
 
 def _remote_files(url: str, *, code: bool) -> Files:
-    import fsspec
-
-    filesystem, root = fsspec.core.url_to_fs(url)
-    filesystem.invalidate_cache()  # a listing of an hour ago is no proof of anything
+    filesystem, root = store.remote(url)
     known = [*patterns(weights=True, code=code), "*.bin", "*.pt", "*.pth"]
     files = {}
     for info in filesystem.ls(root, detail=True):

@@ -9,11 +9,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from gpu_worker.lease import Lease, LeaseLostError
+from gpu_worker.patience import patiently
 from gpu_worker.protocol import CheckpointSaved
 from models import store
 from models.errors import CeloraError, StaleFenceError, UnavailableError
@@ -32,6 +34,7 @@ class CheckpointKeeper:
         self._flush = flush
         self._saved: queue.SimpleQueue[CheckpointSaved | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._away = False
         self.registered_step: int | None = None
 
     def add(self, saved: CheckpointSaved) -> None:
@@ -71,7 +74,7 @@ class CheckpointKeeper:
 
     def _register(self, saved: CheckpointSaved) -> None:
         url = store.checkpoint_url(self._job_id, self._fence, saved.step)
-        store.upload(Path(saved.path), url)
+        self._upload(Path(saved.path), url)
 
         def write(session: Session) -> list[Checkpoint]:
             return products.register_checkpoint(
@@ -91,18 +94,33 @@ class CheckpointKeeper:
         for checkpoint in older:
             self._delete(checkpoint)
 
+    def _upload(self, folder: Path, url: str) -> None:
+        """A store that is away is asked again, once for all the checkpoints that it does not take:
+        the end of a stage waits for each of them."""
+        upload = partial(store.upload, folder, url)
+        try:
+            if self._away:
+                upload()
+            else:
+                patiently(upload, say=self._log, wait=self._lease.over)
+        except UnavailableError:
+            self._away = True
+            raise
+        self._away = False
+
     def _delete(self, checkpoint: Checkpoint) -> None:
         try:
             store.remove(checkpoint.url)
             local = store.work_folder(self._job_id, checkpoint.fence) / "checkpoints"
             store.remove(str(local / f"step-{checkpoint.step}"))
-        except (
-            UnavailableError
-        ) as error:  # the sweep finds it again: its row says that it is deleted
+        except CeloraError as error:  # the sweep finds it again: its row says that it is deleted
             _log.warning("%s was not removed: %s", checkpoint.url, error)
 
-    def _warn(self, what: str) -> None:
+    def _log(self, what: str) -> None:
         _log.warning("job %s: %s", self._job_id, what)
+
+    def _warn(self, what: str) -> None:
+        self._log(what)
 
         def write(session: Session) -> None:
             history.add_event(session, self._job_id, "checkpoint_failed", what, level="warn")

@@ -98,6 +98,10 @@ class Lease:
     def held_seconds(self) -> float:
         return now() - self.claimed_at
 
+    def over(self, seconds: float) -> bool:
+        """Wait so long, or until nobody needs the attempt's work any more: True then."""
+        return self._lost.wait(seconds) or self._closed.is_set()
+
     def ask(self, reason: StopReason) -> None:
         """Ask the attempt to stop, as a stop request on its row does. A weaker reason changes
         nothing."""

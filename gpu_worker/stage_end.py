@@ -22,12 +22,13 @@ from gpu_worker.checkpoints import CheckpointKeeper
 from gpu_worker.gpu_session import GpuSession
 from gpu_worker.inbox import Done, Due, Inbox
 from gpu_worker.lease import Lease, now
+from gpu_worker.patience import patiently
 from gpu_worker.protocol import Evaluated, EvaluationResult, Exported, Failed, Preferences, Trained
 from gpu_worker.recorder import Recorder
 from gpu_worker.session import LeaseLost
 from gpu_worker.told import Told
 from models import store
-from models.errors import CeloraError, StateError, TimeLimitError
+from models.errors import CeloraError, KeyMissingError, StateError, TimeLimitError
 from models.queries import adapter_work, attempts, history, jobs, products
 from models.queries.attempts import Claim
 from models.settings import settings
@@ -60,11 +61,8 @@ class StageEnd:
         self.keep_checkpoints()
         claim = self.claim
         url = store.join(store.attempt_url(claim.job_id, claim.fence), Path(trained.path).name)
-        if not store.is_local(url):
-            self.recorder.activity(f"uploading the {trained.kind}", at_once=True)
-            self.inbox.in_background(lambda: store.upload(Path(trained.path), url))
-            if (stop := self._until_done()) is not None:
-                return self.stopped(stop, step=trained.step)
+        if (stop := self._upload(trained.kind, Path(trained.path), url)) is not None:
+            return self.stopped(stop, step=trained.step)
         result = trained.result | {
             "steps": trained.step,
             "trained_tokens": trained.trained_tokens,
@@ -107,11 +105,8 @@ class StageEnd:
     def exported(self, exported: Exported) -> Told:
         claim = self.claim
         url = store.join(store.attempt_url(claim.job_id, claim.fence), Path(exported.path).name)
-        if not store.is_local(url):
-            self.recorder.activity("uploading the export", at_once=True)
-            self.inbox.in_background(lambda: store.upload(Path(exported.path), url))
-            if (stop := self._until_done()) is not None:
-                return self.stopped(stop)
+        if (stop := self._upload("export", Path(exported.path), url)) is not None:
+            return self.stopped(stop)
 
         def register(session: Session) -> None:
             adapter_work.register_export(
@@ -199,7 +194,12 @@ class StageEnd:
         `error` is the job's where there is no next one.
         """
         self.keep_checkpoints()
-        return self._end(Outcome.LOST, reason=why, error=error.record() if error else None)
+        return self._end(
+            Outcome.LOST,
+            reason=why,
+            error=error.record() if error else None,
+            counted=not isinstance(error, KeyMissingError),
+        )
 
     def out_of_memory(self, failed: Failed) -> Told:
         """Again with a smaller micro-batch and the same effective batch, if there is a smaller."""
@@ -245,6 +245,22 @@ class StageEnd:
         if self.keeper.then(lambda: self.inbox.put(Done())):
             self._until_done()
 
+    def _upload(self, kind: str, folder: Path, url: str) -> StopReason | None:
+        """Into a store elsewhere, which is asked again while it is away: hours of training are not
+        thrown away for a hiccup. The reason of a stop that did not wait. Raises CeloraError."""
+        if store.is_local(url):
+            return None
+
+        def say(what: str) -> None:
+            self.recorder.activity(what, at_once=True)
+
+        def upload() -> None:
+            patiently(lambda: store.upload(folder, url), say=say, wait=self.lease.over)
+
+        say(f"uploading the {kind}")
+        self.inbox.in_background(upload)
+        return self._until_done()
+
     def _until_done(self) -> StopReason | None:
         """Wait for work in the background. A cancel ends the waiting, and so does a stop's grace:
         returns its reason then.
@@ -275,6 +291,7 @@ class StageEnd:
         error: dict[str, Any] | None = None,
         result: dict[str, Any] | None = None,
         overrides: dict[str, Any] | None = None,
+        counted: bool = True,
     ) -> Told:
         self.recorder.stop()
         if self.desk is not None:
@@ -297,6 +314,7 @@ class StageEnd:
                 error=error,
                 result=result,
                 overrides=overrides,
+                counted=counted,
             )
             shows_losses = outcome is Outcome.COMPLETED and "evaluation" not in (job.result or {})
             losses = history.loss_span(session, job.id) if shows_losses else []

@@ -10,8 +10,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
-from models.errors import UnavailableError
-from models.store import is_local, local_path
+from models.store import is_local, local_path, reaching, remote
 
 # What the kinds of store call the time of the last change.
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
@@ -40,10 +39,8 @@ def folders(url: str) -> Iterator[Folder]:
 
     Raises UnavailableError.
     """
-    try:
+    with reaching("look", url):
         yield from _local(local_path(url)) if is_local(url) else _remote(url)
-    except OSError as error:
-        raise UnavailableError(f"the store cannot be listed: {error}", where=url) from error
 
 
 def _local(root: Path) -> Iterator[Folder]:
@@ -77,10 +74,7 @@ def _entry(path: Path, top: Path) -> Iterator[Entry]:
 
 
 def _remote(url: str) -> Iterator[Folder]:
-    import fsspec
-
-    filesystem, root = fsspec.core.url_to_fs(url)
-    filesystem.invalidate_cache()
+    filesystem, root = remote(url)
     prefix = root.rstrip("/") + "/"
     try:
         found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from models.errors import InputError
 from models.settings import settings
-from models.store import files_url, is_local, local_path
+from models.store import files_url, is_local, local_path, remote
 from training_data.access import access
 from training_data.files import DataFile, explained
 from training_data.public_http import PREFIX, filesystem_for
@@ -179,7 +179,7 @@ def _locate_url(url: str, splits: tuple[str, ...], source_check: SourceCheck | N
     if source_check is not None:
         source_check(url)
     with explained(url, remote=True):
-        filesystem, path = filesystem_for(url) if public else fsspec.core.url_to_fs(url)
+        filesystem, path = filesystem_for(url) if public else remote(url)
         is_folder = not filesystem.isfile(path) and filesystem.isdir(path)
     if is_folder:
         return _folder(_RemoteTree(filesystem, path, url), url, splits)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import disk, store
+from models import disk
 from models.errors import BaseModelError, DataError, SetupError
 from models.settings import settings
 from models.spec import JobSpec
@@ -29,7 +29,7 @@ from training_data.tokenise import Tokeniser
 from training_data.tokenizer import Frozen, load
 from training_data.watch import PreparationStopped, Progress, ShouldStop, Watch
 
-__all__ = ["PreparationStopped", "Prepared", "find_cached", "input_digest", "prepare"]
+__all__ = ["PreparationStopped", "Prepared", "input_digest", "prepare"]
 
 # Packing makes fewer, fuller steps; below this many they are too few to learn in.
 FEWEST_PACKED_STEPS = 100
@@ -132,12 +132,6 @@ def prepare_rows(
     with writable(scratch):
         (scratch / "verdict.json").write_text(json.dumps(verdict, ensure_ascii=False), "utf-8")
     return Prepared(combined(parts), scratch, verdict)
-
-
-def find_cached(digest: str) -> str | None:
-    """Where data of this digest lies prepared and whole, or None. Raises InputError."""
-    url = store.prepared_url(digest)
-    return url if store.exists(store.join(url, "verdict.json")) else None
 
 
 def _tokenizer(spec: JobSpec, folder: str, watch: Watch) -> Frozen:

@@ -15,6 +15,7 @@ from models.settings import settings
 from tasks.broker import FOLDER_SCHEME, tls_options
 
 _OLDEST_POSTGRES = 15
+_PROBE = "celora doctor\n"
 _UP = "start `celora up`, or set CELORA_DATABASE_URL to your own server"
 
 
@@ -60,6 +61,30 @@ def _migrations() -> Check:
         f"the database is at {found or 'nothing'}, this version needs {needed}",
         "celora db upgrade",
     )
+
+
+def secret_key() -> Iterator[Check]:
+    from models.queries.sealed import try_keys
+    from models.session import transaction
+
+    try:
+        with transaction() as session:
+            found = try_keys(session)
+    except CeloraError:
+        return  # the database's own check tells
+    if found.closed:
+        closed = ", ".join(f"{count} {kind}" for kind, count in found.closed.items())
+        yield Check(
+            "secret key",
+            Verdict.FAIL,
+            f"of {found.count} stored secrets these do not open: {closed} ({found.why})",
+            "set CELORA_SECRET_KEY as every other process of Celora has it, after a comma also the"
+            " key before it; where it is lost, docs/operations.md says what to do",
+        )
+    elif found.count:
+        yield Check("secret key", Verdict.OK, f"opens all {found.count} stored secrets")
+    else:
+        yield Check("secret key", Verdict.OK, "no secret is stored")
 
 
 def broker() -> Iterator[Check]:
@@ -119,22 +144,22 @@ def workers() -> Iterator[Check]:
 def artifact_store() -> Iterator[Check]:
     url = settings().artifacts_url
     probe = store.join(url, f"probe-{secrets.token_hex(8)}")
+    done = "written"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "probe").write_text("celora doctor\n")
+            (Path(folder) / "probe").write_text(_PROBE)
             store.upload(Path(folder), probe)
-            there = store.exists(probe)
+        done = "read"
+        there = store.exists(probe) and store.read(probe, "probe") == _PROBE.encode()
+        done = "cleaned up"  # which takes the right to list and to delete
         store.remove(probe)
-    except Exception as error:  # noqa: BLE001 (each kind of store has errors of its own)
+    except CeloraError as error:
         yield Check(
-            "artifacts",
-            Verdict.FAIL,
-            f"{url} cannot be written: {type(error).__name__}: {error}",
-            "check CELORA_ARTIFACTS and the credentials it needs",
+            "artifacts", Verdict.FAIL, f"{url} cannot be {done}: {error.what}", error.remedy
         )
         return
     if there:
-        yield Check("artifacts", Verdict.OK, f"{url} (wrote and deleted a probe)")
+        yield Check("artifacts", Verdict.OK, f"{url} (wrote, read and deleted a probe)")
     else:
         yield Check(
             "artifacts",

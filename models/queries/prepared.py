@@ -27,8 +27,9 @@ def find_place(session: Session, digest: str) -> Place:
     url = session.scalar(_USE, values)
     if url is not None:
         return Place(url, on_record=True)
-    known = session.scalar(_KNOWN, values)
-    return Place(store.prepared_url(digest, again=known is not None), on_record=False)
+    used = session.scalar(_KNOWN, values) is not None
+    again = used or not store.is_local(settings().artifacts_url)
+    return Place(store.prepared_url(digest, again=again), on_record=False)
 
 
 def register_prepared(session: Session, digest: str, url: str, size_bytes: int) -> str:

@@ -17,14 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models import store
 from models.errors import InputError
 from models.spec import JobSpec
 from tests.data_samples import made, row, write
 from tests.data_tokenizers import make_tokenizer
-from tests.environment import variables
 from training_data.files import DataFile, held_still
-from training_data.prepare import find_cached, input_digest, prepare
+from training_data.prepare import input_digest, prepare
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +127,3 @@ def test_a_file_that_changes_under_a_reader_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="was changed while it was read"):
         read_and_change()
-
-
-def test_prepared_data_is_found_once_it_is_whole(rows: Path, base: str, tmp_path: Path) -> None:
-    with variables(CELORA_ARTIFACTS=str(tmp_path / "store")):
-        prepared = made(rows, base, tmp_path / "out")
-        assert find_cached(prepared.digest) is None
-        url = store.prepared_url(prepared.digest)
-        store.upload(prepared.folder, url)
-        assert find_cached(prepared.digest) == url
-        (Path(url) / "verdict.json").unlink()
-        assert find_cached(prepared.digest) is None
