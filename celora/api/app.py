@@ -51,6 +51,7 @@ def create_app() -> FastAPI:
         version=version("celora"),
         description=_ABOUT,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect has no shape of ours, and behind a proxy no address
         lifespan=_living,
         swagger_ui_parameters={"persistAuthorization": False},
     )

@@ -28,7 +28,7 @@ from models.errors import (
 
 log = logging.getLogger(__name__)
 _INVALID = "invalid_request_error"
-_CODES = {404: "not_found", 405: "method_not_allowed"}
+_CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed"}
 
 
 class ApiError(HTTPException):
@@ -124,7 +124,7 @@ def _sentence(error: CeloraError) -> str:
         parts += [f"line {one.line}: {one.what} ({one.remedy})" for one in error.problems]
         if (hidden := error.problem_count - len(error.problems)) > 0:
             parts.append(f"… and {hidden} more")
-    elif error.remedy is not None:
+    if error.remedy is not None and not getattr(error, "problems", ()):  # rows have their own
         parts.append(error.remedy)
     return "; ".join(parts)
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
-from celora.api.caller import Caller, Reader, Submitter
+from celora.api.caller import Caller, Reader, Submitter, no_such
 from celora.api.errors import ApiError, too_large
 from celora.api.file_store import content_of, delete_file, keep_file, own_file
 from celora.api.result_files import job_of_result, own_finished, result_csv, result_file_id
@@ -134,12 +134,15 @@ def list_files(
 ) -> FilePage:
     """The tenant's files, the newest first."""
     with transaction() as session:
+        place = None if after is None else files.find_place(session, caller.tenant_id, after)
+        if after is not None and place is None:
+            raise no_such("file", after)
         found = files.list_files(
             session,
             caller.tenant_id,
             limit=limit + 1,
             newest_first=order == "desc",
-            after=None if after is None else own_file(session, caller, after),
+            after=place,
             purpose=purpose,
         )
     page = [File.of(file) for file in found[:limit]]

@@ -68,7 +68,10 @@ def create_job(
     caller: Submitter, request: CreateJob, idempotency_key: IdempotencyKey = None
 ) -> FineTuningJob:
     """Put a job in the queue. `auto`, and what is left out, becomes a number that is answered."""
+    asked = kept(request)
     with transaction() as session:
+        if (first := repeated(session, caller, idempotency_key, asked)) is not None:
+            return answer(session, first)
         training = resolve_training_file(session, caller, request.training_file)
         validation = request.validation_file and resolve_training_file(
             session, caller, request.validation_file, param="validation_file"
@@ -76,7 +79,7 @@ def create_job(
         known = find_file(session, caller.tenant_id, request.training_file)
         files = Files(training, validation, rows=known.line_count if known else None)
         spec = openai_spec(request, files, seed=secrets.randbelow(_MAX_SEED + 1))
-        job = put_in_queue(session, caller, spec, kept(request), idempotency_key)
+        job = put_in_queue(session, caller, spec, asked, idempotency_key)
         return answer(session, job)
 
 
@@ -149,6 +152,17 @@ def own_job(
     return job
 
 
+def repeated(
+    session: Session, caller: Caller, idempotency_key: str | None, request: dict[str, Any]
+) -> Job | None:
+    """The job that this request has made before: whatever has become of its data since, a caller
+    who did not hear the answer is to get it. Raises ApiError as `put_in_queue`."""
+    if idempotency_key is None:
+        return None
+    job = jobs.find_by_key(session, caller.tenant, idempotency_key)
+    return job and _same_request(job, request)
+
+
 def put_in_queue(
     session: Session,
     caller: Caller,
@@ -167,6 +181,14 @@ def put_in_queue(
         idempotency_key=idempotency_key,
         request=request,
     )
+    return _same_request(job, request)
+
+
+def answer(session: Session, job: Job) -> FineTuningJob:
+    return job_answer(job, expected_finishes(session, [job]))
+
+
+def _same_request(job: Job, request: dict[str, Any]) -> Job:
     if (job.request or {}).get("digest") != request["digest"]:
         raise ApiError(
             409,
@@ -175,10 +197,6 @@ def put_in_queue(
             param="Idempotency-Key",
         )
     return job
-
-
-def answer(session: Session, job: Job) -> FineTuningJob:
-    return job_answer(job, expected_finishes(session, [job]))
 
 
 def _no_cursor(job_id: str) -> ApiError:

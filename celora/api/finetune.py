@@ -9,7 +9,14 @@ from pydantic import BaseModel, Field
 
 from celora.api.caller import Reader, Submitter
 from celora.api.dataset_urls import admitted
-from celora.api.fine_tuning import CONFLICT, IdempotencyKey, JobId, own_job, put_in_queue
+from celora.api.fine_tuning import (
+    CONFLICT,
+    IdempotencyKey,
+    JobId,
+    own_job,
+    put_in_queue,
+    repeated,
+)
 from celora.api.job_mapping import Files, digest, short_spec
 from celora.api.job_requests import ShortForm
 from celora.api.model_names import model_name
@@ -50,11 +57,6 @@ def submit(
     """Put a job in the queue: base model, data, epochs, and whatever else JobSpec has."""
     sent: BaseModel = request
     fields = sent.model_dump(exclude_unset=True)
-    training = admitted(caller, fields["dataset"])
-    validation = fields.get("eval_dataset")
-    if validation is not None:
-        validation = admitted(caller, validation, param="eval_dataset")
-    spec = short_spec(fields, Files(training, validation, rows=None))
     kept = {
         "model": fields["base_model"],
         "training_file": fields["dataset"],
@@ -62,8 +64,16 @@ def submit(
         "digest": digest(sent),
     }
     with transaction() as session:
+        if (first := repeated(session, caller, idempotency_key, kept)) is not None:
+            return _submitted(first)
+    training = admitted(caller, fields["dataset"])
+    validation = fields.get("eval_dataset")
+    if validation is not None:
+        validation = admitted(caller, validation, param="eval_dataset")
+    spec = short_spec(fields, Files(training, validation, rows=None))
+    with transaction() as session:
         job = put_in_queue(session, caller, spec, kept, idempotency_key)
-        return Submitted(job_id=job.id, status=JobState(job.state))
+        return _submitted(job)
 
 
 @router.get("/{job_id}")
@@ -71,6 +81,10 @@ def retrieve(caller: Reader, job_id: JobId) -> Standing:
     """Where a job stands."""
     with transaction() as session:
         return _standing(own_job(session, caller, job_id))
+
+
+def _submitted(job: Job) -> Submitted:
+    return Submitted(job_id=job.id, status=JobState(job.state))
 
 
 def _standing(job: Job) -> Standing:

@@ -37,6 +37,11 @@ _METRICS = {
     "eval_loss": "valid_loss",
     "eval_token_accuracy": "valid_mean_token_accuracy",
 }
+# Held-out rows are always read whole: what OpenAI tells of a part and of all of them is one figure.
+_FULL = {
+    "full_valid_loss": "valid_loss",
+    "full_valid_mean_token_accuracy": "valid_mean_token_accuracy",
+}
 _EVENT_ID = re.compile(r"ft-event-([0-9a-f]{1,13})-([em])(\d{1,18})", re.ASCII)
 _SAVED_AT = re.compile(r"(\w+) saved at .*", re.DOTALL)
 _PARAMS = {"invalid_data": "training_file", "invalid_base_model": "model"}
@@ -191,6 +196,7 @@ def checkpoint_answer(
 ) -> JobCheckpoint:
     """`recorded`: metrics of its step."""
     known = metric_names({**checkpoint.metrics, **recorded})
+    known |= {full: known[name] for full, name in _FULL.items() if name in known}
     fields = {name: known.get(name) for name in CheckpointMetrics.model_fields if name != "step"}
     return JobCheckpoint(
         id=checkpoint_id(checkpoint),

@@ -19,6 +19,7 @@ from models.errors import SpecError
 from models.settings import settings
 from models.spec import JobSpec, parse_spec
 
+_CHECKPOINT_EVERY = JobSpec.model_fields["checkpoint_every_steps"].default
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Models that nobody has but OpenAI: a hub would only be asked in vain.
 _ELSEWHERE = re.compile(r"(gpt-\d|chatgpt-|o\d(-|$)|davinci-002$|babbage-002$).*")
@@ -38,6 +39,9 @@ def openai_spec(request: CreateJob, files: Files, *, seed: int) -> JobSpec:
     given = _celora_options(request)
     fields = _own_fields(request, files)
     fields |= _method(request, files.rows, given)
+    if files.validation is not None and "eval_every_steps" not in given:
+        # Whoever brings rows to validate on looks for their loss at each checkpoint.
+        fields["eval_every_steps"] = given.get("checkpoint_every_steps") or _CHECKPOINT_EVERY
     if request.seed is not None or "seed" not in given:
         fields["seed"] = seed if request.seed is None else request.seed
     if request.suffix is not None:
@@ -150,10 +154,6 @@ def _own_fields(request: CreateJob, files: Files) -> dict[str, Any]:
 def _method(request: CreateJob, rows: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
     method = request.method
     kind = "supervised" if method is None else method.type
-    asked: Hyperparameters | None
-    if method is not None and kind == "dpo":
-        asked = (method.dpo and method.dpo.hyperparameters) or DpoHyperparameters()
-        return {"method": "dpo"} | spec_fields(asked, method="dpo", rows=rows, chosen=set(given))
     if kind == "reinforcement":
         raise ApiError(
             400,
@@ -162,8 +162,9 @@ def _method(request: CreateJob, rows: int | None, given: Mapping[str, Any]) -> d
             code="unsupported_method",
             param="method.type",
         )
-    within = method.supervised if method is not None else None
-    asked = (within and within.hyperparameters) or request.hyperparameters or Hyperparameters()
+    asked = _numbers(request, kind)
+    if kind == "dpo":
+        return {"method": "dpo"} | spec_fields(asked, method="dpo", rows=rows, chosen=set(given))
     named = given.get("method", "lora")
     if named not in ("lora", "qlora", "full"):
         raise ApiError(
@@ -173,6 +174,29 @@ def _method(request: CreateJob, rows: int | None, given: Mapping[str, Any]) -> d
             param="celora.method",
         )
     return spec_fields(asked, method=named, rows=rows, chosen=set(given))
+
+
+def _numbers(request: CreateJob, kind: str) -> Hyperparameters:
+    """Those at the method; what it leaves out, from the older place at the top.
+
+    A block of another method would be passed over in silence: it is refused.
+    """
+    method = request.method
+    for other in ("supervised", "dpo", "reinforcement"):
+        if other != kind and getattr(method, other, None) is not None:
+            raise ApiError(
+                400,
+                f"method.{other}: method.type is {kind!r}",
+                code="invalid_value",
+                param=f"method.{other}",
+            )
+    within = getattr(method, kind, None)
+    newer = (within and within.hyperparameters) or Hyperparameters()
+    older = request.hyperparameters or Hyperparameters()
+    form = DpoHyperparameters if kind == "dpo" else Hyperparameters
+    return form.model_validate(
+        older.model_dump(exclude_none=True) | newer.model_dump(exclude_none=True)
+    )
 
 
 _OPENAI_NAMES = {

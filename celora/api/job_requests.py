@@ -82,10 +82,12 @@ class CreateJob(Strict):
     )
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
     metadata: Metadata | None = None
-    integrations: list[Integration] | None = Field(None, max_length=5)
+    integrations: list[Integration] | None = Field(
+        None, max_length=1, description="One W&B run that the job writes to."
+    )
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(
-        None, description="The older place of `method.supervised.hyperparameters`."
+        None, description="The older place of the method's `hyperparameters`, which win."
     )
     celora: CeloraOptions | None = Field(
         None, description="Celora's own options: any other field of JobSpec."

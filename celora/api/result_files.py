@@ -12,7 +12,7 @@ from celora.api.caller import Caller, no_such, require_own
 from models.errors import NotFoundError
 from models.queries import history
 from models.queries.jobs import ID_PREFIX, get_job
-from models.states import JobState, Stage
+from models.states import JobState, Purpose, Stage
 from models.tables import Job
 
 _START = "file-result-"
@@ -41,7 +41,7 @@ def own_finished(session: Session, caller: Caller, job_id: str) -> Job:
     except NotFoundError:
         raise no_such("file", result_file_id(job_id)) from None
     require_own(caller, job.tenant_id, "file", result_file_id(job_id))
-    if job.state != JobState.COMPLETED:
+    if job.state != JobState.COMPLETED or job.purpose != Purpose.TUNE:
         raise no_such("file", result_file_id(job_id))
     return job
 

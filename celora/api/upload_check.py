@@ -6,14 +6,17 @@ while: it happens in a process of its own, or every other request would wait for
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from models.errors import DataError, InputError, RowProblem
 
 _SMALL_BYTES = 2 * 1024**2
 _MENDING = "mend the lines and upload the file again"
+_NAMING = "where columns have other names, say which plays which part in `columns`"
 
 
 def require_rows(path: Path, columns: dict[str, str]) -> None:
@@ -36,7 +39,8 @@ def require_rows(path: Path, columns: dict[str, str]) -> None:
             found = pool.submit(problems_of, str(path), columns).result()
     if found is not None:
         what, listed, count = found
-        raise DataError(what, where="file", remedy=_MENDING, problems=listed, problem_count=count)
+        remedy = _MENDING if count else _NAMING if "the columns are" in what else None
+        raise DataError(what, where="file", remedy=remedy, problems=listed, problem_count=count)
 
 
 def problems_of(
@@ -48,7 +52,20 @@ def problems_of(
 
     with reading_as(Access(files_url=str(Path(path).parent))):
         try:
-            report = validate(path, columns=columns)
+            report = validate(path, columns=columns, method=_method(path, columns))
         except InputError as error:  # of the file as a whole; where it lies is nobody's business
             return "; ".join(filter(None, (error.what, error.remedy))), (), 0
     return None if report.error is None else (report.error, report.problems, report.problem_count)
+
+
+def _method(path: str, columns: dict[str, str]) -> str:
+    """What the rows are for, which an upload does not say: preference pairs are for dpo alone."""
+    from training_data.formats.shapes import are_pairs
+    from training_data.problems import Problems
+    from training_data.readers.lines import read_lines
+
+    with Path(path).open("rb") as file:
+        for _, line in read_lines(file, Problems()):
+            with suppress(ValueError, RecursionError):
+                return "dpo" if are_pairs(json.loads(line), columns) else "lora"
+    return "lora"

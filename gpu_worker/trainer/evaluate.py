@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from gpu_worker.protocol import Evaluated, EvaluationResult, Run, SampleAnswer
 from gpu_worker.trainer.answers import answer
-from gpu_worker.trainer.measure import held_out_loss, measure, read_held_out, untouched
+from gpu_worker.trainer.measure import held_out_figures, measure, read_held_out, untouched
 from gpu_worker.trainer.preferences import compare
 from gpu_worker.trainer.scores import bleu, exact_match, rouge_l
 from models.errors import DataError
 from models.spec import JobSpec, parse_spec
 
-__all__ = ["evaluate", "held_out_loss"]
+__all__ = ["evaluate", "held_out_figures"]
 
 _SAMPLES = 50  # people rate them: with ten a win rate could be anything
 

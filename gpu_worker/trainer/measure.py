@@ -69,13 +69,16 @@ def row_losses(model: Any, rows: pa.Table, *, report: Report | None = None) -> l
     return [one.loss for one in _read_all(model, rows, report)]
 
 
-def held_out_loss(model: Any, path: Path, *, autocast: torch.dtype | None = None) -> float | None:
-    """Loss per labelled token in the middle of a run; None where eval.arrow has no row."""
+def held_out_figures(
+    model: Any, path: Path, *, autocast: torch.dtype | None = None
+) -> dict[str, float]:
+    """Loss and token accuracy in the middle of a run; {} where eval.arrow has no row."""
     rows = read_held_out(path) if path.is_file() else None
     if rows is None or not rows.num_rows:
-        return None
+        return {}
     with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-        return measure(model, rows).loss
+        measured = measure(model, rows)
+    return {"eval_loss": measured.loss, "eval_token_accuracy": measured.token_accuracy}
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from gpu_worker.trainer.checkpoint import (
 from gpu_worker.trainer.failures import cause
 from gpu_worker.trainer.job import Job, Size, size_of, trainable_parameters
 from gpu_worker.trainer.job_trainer import Collator, JobRecords, JobTrainer
-from gpu_worker.trainer.measure import held_out_loss
+from gpu_worker.trainer.measure import held_out_figures
 from gpu_worker.trainer.outcome import result_of, save
 from gpu_worker.trainer.preference_trainer import PairCollator, PreferenceTrainer, keep_reference
 from gpu_worker.trainer.preferences import held_out_rewards
@@ -167,5 +167,4 @@ def _held_out(job: Job, model: Any) -> dict[str, float]:
     autocast = job.precision.autocast_dtype
     if job.spec.method == "dpo":
         return held_out_rewards(model, path, job.spec.dpo_beta, autocast=autocast)
-    loss = held_out_loss(job.base.model, path, autocast=autocast)
-    return {} if loss is None else {"eval_loss": loss}
+    return held_out_figures(job.base.model, path, autocast=autocast)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, func, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
 from models.queries.lanes import user_id_of
@@ -56,8 +56,13 @@ def insert_file(session: Session, new: NewFile) -> StoredFile:
 
 def find_file(session: Session, tenant_id: int, file_id: str) -> StoredFile | None:
     """One of the tenant's own that stands: no deleted one, no expired one, no other's."""
-    own = select(StoredFile).where(StoredFile.id == file_id, StoredFile.tenant_id == tenant_id)
-    return session.scalar(own.where(*_STANDS))
+    return session.scalar(_own(tenant_id, file_id).where(*_STANDS))
+
+
+def find_place(session: Session, tenant_id: int, file_id: str) -> StoredFile | None:
+    """One of the tenant's own to list on from, deleted ones among them: who deletes what a page
+    has told goes on to the next page all the same."""
+    return session.scalar(_own(tenant_id, file_id))
 
 
 def list_files(
@@ -140,6 +145,11 @@ def mark_expired(session: Session, found: Sequence[Candidate]) -> list[Gone]:
 
 
 EXPIRED_FILES = Kind(find_expired, mark_expired)
+
+
+def _own(tenant_id: int, file_id: str) -> Select[tuple[StoredFile]]:
+    return select(StoredFile).where(StoredFile.id == file_id, StoredFile.tenant_id == tenant_id)
+
 
 _STANDS: tuple[ColumnElement[bool], ...] = (
     StoredFile.deleted_at.is_(None),

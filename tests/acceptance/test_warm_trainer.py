@@ -147,6 +147,7 @@ def test_every_step_is_recorded(warm: Trainer, base: Path, data: Path, tmp_path:
     ):
         assert list(warm.values(name)) == [1, 3, 6, 7], name
     assert list(warm.values("eval_loss")) == [2, 4, 6]
+    assert list(warm.values("eval_token_accuracy")) == [2, 4, 6]
     tokens = [m.trained_tokens for m in warm.all(Metrics)]
     assert tokens == sorted(tokens)
     assert tokens[-1] == result.trained_tokens == rows_tokens(data, result)

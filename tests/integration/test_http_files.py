@@ -105,6 +105,32 @@ def test_what_cannot_be_trained_on_is_told_at_once(
     assert not list(folder.rglob("*.incoming")), "half an upload was left"
 
 
+def pairs(count: int = 12) -> bytes:
+    """As OpenAI's preference data has them."""
+    lines = (
+        json.dumps(
+            {
+                "input": {"messages": [{"role": "user", "content": f"question {n}"}]},
+                "preferred_output": [{"role": "assistant", "content": "yes"}],
+                "non_preferred_output": [{"role": "assistant", "content": "no"}],
+            }
+        )
+        for n in range(count)
+    )
+    return "\n".join(lines).encode()
+
+
+def test_preference_pairs_are_training_data_too(client: OpenAI) -> None:
+    assert upload(client, pairs()).bytes == len(pairs())
+    assert upload(client, b'{"chosen": "a b", "rejected": "a c"}\n').id
+    named = {"columns": {"chosen": "good", "rejected": "bad"}}
+    assert upload(client, b'{"good": "a b", "bad": "a c"}\n', extra_body=named).id
+    with pytest.raises(openai.BadRequestError, match=r"line 13: `input\.messages` is empty"):
+        upload(client, pairs() + b'\n{"input": {"messages": []}, "preferred_output": []}')
+    with pytest.raises(openai.BadRequestError, match="line 13: "):
+        upload(client, pairs() + b"\n" + rows(1))
+
+
 def test_a_file_over_the_limit(client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         upload(client, rows(400, words=1200))
@@ -135,9 +161,11 @@ def test_other_purposes_and_shapes_of_request(client: OpenAI, server: ApiServer)
         {"json": {}},
         {"content": b"x"},
         {"data": {"purpose": "fine-tune"}},
+        {"content": b"x", "headers": headers | {"content-type": "multipart/form-data"}},
+        {"content": b"x", "headers": headers | {"content-type": "multipart/form-data; boundary=x"}},
     ]
     for body in bodies:
-        answer = httpx.post(f"{server.v1}/files", headers=headers, **body)
+        answer = httpx.post(f"{server.v1}/files", **({"headers": headers} | body))
         assert answer.status_code == 400, answer.text
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -156,6 +184,8 @@ def test_files_are_paged_while_others_arrive(server: ApiServer) -> None:
         assert not client.files.list(purpose="batch").data
         with pytest.raises(openai.BadRequestError):
             client.files.list(limit=0)
+        gone = [client.files.delete(file.id).id for file in client.files.list(limit=2)]
+        assert gone[1:] == made[::-1], "whoever deletes page by page gets to the end"
 
 
 def test_another_tenants_file_is_not_there(client: OpenAI, stranger: OpenAI) -> None:
@@ -180,7 +210,7 @@ def test_a_deleted_file_is_gone_from_the_store(client: OpenAI) -> None:
 
 def test_rows_of_no_usual_shape_come_with_their_columns(client: OpenAI) -> None:
     content = b'{"q": "What is 2 + 2?", "a": "4"}\n{"q": "What is 3 + 3?", "a": "6"}'
-    with pytest.raises(openai.BadRequestError, match="no known shape"):
+    with pytest.raises(openai.BadRequestError, match=r"no known shape.* which part in `columns`"):
         upload(client, content)
     named = {"columns": {"prompt": "q", "completion": "a"}}
     assert upload(client, content, extra_body=named).bytes == len(content)

@@ -100,7 +100,8 @@ def test_it_is_not_ready_without_a_database(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "path", "status"), [("GET", "/nothing", 404), ("POST", "/healthz", 405)]
+    ("verb", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/files/", 404), ("POST", "/healthz", 405)],
 )
 def test_what_is_not_there(http: httpx.Client, verb: str, path: str, status: int) -> None:
     answer = http.request(verb, path)

@@ -59,6 +59,19 @@ def test_numbers_are_taken_as_they_are() -> None:
 def test_the_newer_place_of_numbers_wins() -> None:
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4}}}
     assert spec_of(hyperparameters={"n_epochs": 9}, method=method).epochs == 4
+    both = spec_of(hyperparameters={"n_epochs": 9, "batch_size": 3}, method=method)
+    assert (both.epochs, both.effective_batch_size) == (4, 3)
+    older = spec_of(hyperparameters={"n_epochs": 9}, method={"type": "dpo"})
+    assert (older.method, older.epochs) == ("dpo", 9)
+
+
+def test_rows_to_validate_on_are_read_at_each_checkpoint() -> None:
+    files = Files("/store/train.jsonl", "/store/valid.jsonl", rows=None)
+    spec = spec_of(files)
+    assert spec.eval_every_steps == spec.checkpoint_every_steps
+    assert spec_of(files, celora={"checkpoint_every_steps": 7}).eval_every_steps == 7
+    assert spec_of(files, celora={"eval_every_steps": 3}).eval_every_steps == 3
+    assert spec_of().eval_every_steps is None
 
 
 def test_dpo() -> None:
@@ -86,6 +99,7 @@ def test_auto_leaves_what_celora_was_told() -> None:
         ({"method": {"type": "dpo"}, "celora": {"method": "lora"}}, "celora.method"),
         ({"celora": {"method": "dpo"}}, "celora.method"),
         ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
         ({"model": "file:///etc"}, "model"),
         ({"model": "../base"}, "model"),
         ({"model": "gpt-4o-mini-2024-07-18"}, "model"),

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from gpu_worker.protocol import Evaluated, Run
 from gpu_worker.trainer import measure as measuring
 from gpu_worker.trainer.answers import answer
-from gpu_worker.trainer.evaluate import evaluate, held_out_loss
+from gpu_worker.trainer.evaluate import evaluate, held_out_figures
 from gpu_worker.trainer.measure import measure, read_held_out
 from gpu_worker.trainer.tiny_base import random_base
 from models.errors import DataError, NonFiniteLossError
@@ -320,7 +320,7 @@ def _randomness() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate()
 
 
-def test_a_run_trains_the_same_with_and_without_held_out_losses(tuned: Tuned) -> None:
+def test_a_run_trains_the_same_with_and_without_held_out_figureses(tuned: Tuned) -> None:
     def losses(*, evaluating: bool) -> list[float]:
         torch.manual_seed(3)
         base: Any = LlamaForCausalLM.from_pretrained(tuned.base)
@@ -336,7 +336,7 @@ def test_a_run_trains_the_same_with_and_without_held_out_losses(tuned: Tuned) ->
             optimizer.step()
             seen.append(loss.item())
             if evaluating:
-                assert held_out_loss(model, tuned.prepared / "eval.arrow")
+                assert held_out_figures(model, tuned.prepared / "eval.arrow")
         return seen
 
     assert losses(evaluating=True) == losses(evaluating=False)
@@ -345,7 +345,7 @@ def test_a_run_trains_the_same_with_and_without_held_out_losses(tuned: Tuned) ->
 def test_no_held_out_rows_is_said_and_not_scored(tuned: Tuned, tmp_path: Path) -> None:
     run = tuned.run().model_copy(update={"prepared_path": str(tmp_path)})
 
-    assert held_out_loss(tuned.model, tmp_path / "eval.arrow") is None
+    assert held_out_figures(tuned.model, tmp_path / "eval.arrow") == {}
     with pytest.raises(DataError, match="no held-out rows"):
         tuned.evaluate(run)
 

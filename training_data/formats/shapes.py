@@ -108,6 +108,17 @@ def shape_of(
     return Shape(name, {role: mapping.get(role, role) for role in roles})
 
 
+def are_pairs(record: Any, mapping: Mapping[str, str]) -> bool:
+    """Whether data that begins with this record can only be preference pairs."""
+    if not isinstance(record, dict):
+        return False
+    plain, pairs = (
+        _mapped(mapping, pairs=pairs) or _fitting(record, mapping, pairs=pairs)
+        for pairs in (False, True)
+    )
+    return pairs is not None and plain is None
+
+
 def _shown(*, pairs: bool) -> dict[str, tuple[str, ...]]:
     return {name: by for name, by in _SHOWN_BY.items() if (name in PREFERENCE_SHAPES) == pairs}
 
