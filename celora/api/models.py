@@ -14,7 +14,7 @@ from celora.api.job_answers import seconds
 from celora.api.job_mapping import aliases
 from celora.api.model_names import Named, checkpoint_name, model_name, parse_name
 from celora.api.own_models import own_model
-from celora.api.serving import served_models
+from celora.api.serving import served_bases
 from models import store
 from models.queries import products
 from models.queries.fine_tuned import fine_tuned, forget_model
@@ -46,19 +46,17 @@ class ModelDeleted(BaseModel):
 
 @router.get("")
 async def list_models(request: Request, caller: Reader) -> ModelPage:
-    """The tenant's fine-tuned models, the aliases of base models, and what vLLM serves."""
+    """The tenant's fine-tuned models, aliases of base models, and the bases that vLLM serves."""
     own = await run_in_threadpool(_own, caller)
-    known = {model.id for model in own}
-    served = await served_models(request.app)
-    others = [name for name in served if name not in known and parse_name(name) is None]
-    return ModelPage(data=[*own, *map(_base, [*aliases(), *others])])
+    served = await served_bases(request.app)
+    return ModelPage(data=[*own, *map(_base, [*aliases(), *served])])
 
 
 @router.get("/{model:path}")
 async def retrieve_model(request: Request, caller: Reader, model: ModelName) -> Model:
     named = parse_name(model)
     if named is None:
-        if model in aliases() or model in await served_models(request.app):
+        if model in aliases() or model in await served_bases(request.app):
             return _base(model)
         raise no_such("model", model)
     return await run_in_threadpool(_tuned, caller, named, model)

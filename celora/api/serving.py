@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 # An answer takes as long as it takes; that the server is there shows soon.
 _PATIENCE = httpx.Timeout(600, connect=5)
 _LIST_PATIENCE = httpx.Timeout(5)
+_LIST_SECONDS = 10.0  # how long the list of base models is taken to be right
 _ANSWERED = ("content-type", "retry-after")
 
 _BODY: dict[str, Any] = {
@@ -64,7 +66,11 @@ async def chat(request: Request, caller: Reader) -> StreamingResponse:
             code="serving_off",
         )
     body = await request.body()
-    await run_in_threadpool(_require_own_model, caller, _model_of(body))
+    model = _model_of(body)
+    if model.startswith("ft:"):
+        await run_in_threadpool(_require_own_model, caller, model)
+    else:
+        await _require_base(request.app, model)
     client = _client(request.app)
     outgoing = client.build_request(
         "POST", "chat/completions", content=body, headers={"content-type": "application/json"}
@@ -72,13 +78,7 @@ async def chat(request: Request, caller: Reader) -> StreamingResponse:
     try:
         answer = await client.send(outgoing, stream=True)
     except httpx.HTTPError as error:
-        _log.warning("the serving server did not answer: %s", type(error).__name__)
-        raise ApiError(
-            502,
-            "the serving server does not answer; try again",
-            code="serving_unavailable",
-            type_="server_error",
-        ) from error
+        raise _away(error) from error
     return StreamingResponse(
         _passed_on(answer),
         status_code=answer.status_code,
@@ -87,17 +87,29 @@ async def chat(request: Request, caller: Reader) -> StreamingResponse:
     )
 
 
-async def served_models(app: FastAPI) -> list[str]:
-    """Names that the serving server answers to; none where there is none, or it is away."""
+async def served_bases(app: FastAPI) -> list[str]:
+    """Base models that the serving server answers to, which are everybody's; none where there is no
+    server, or it is away."""
     if not settings().serving_url:
         return []
     try:
-        answer = await _client(app).get("models", timeout=_LIST_PATIENCE)
-        answer.raise_for_status()
-        return [str(one["id"]) for one in answer.json()["data"]]
+        return await _listed_bases(app)
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         _log.warning("the serving server's models are not known: %s", type(error).__name__)
         return []
+
+
+async def _listed_bases(app: FastAPI) -> list[str]:
+    """Raises what the client raises, and ValueError, KeyError or TypeError for a strange answer."""
+    answer = await _client(app).get("models", timeout=_LIST_PATIENCE)
+    answer.raise_for_status()
+    # An adapter that was loaded under another name than `ft:…` names the base that it stands on:
+    # whose it is nobody can tell.
+    return [
+        name
+        for one in answer.json()["data"]
+        if not one.get("parent") and not (name := str(one["id"])).startswith("ft:")
+    ]
 
 
 async def close_client(app: FastAPI) -> None:
@@ -107,12 +119,35 @@ async def close_client(app: FastAPI) -> None:
 
 
 def _require_own_model(caller: Caller, name: str) -> None:
-    """A fine-tuned model is its tenant's alone; base models are everybody's."""
-    if name.startswith("ft:"):
-        if parse_name(name) is None:
-            raise no_such("model", name)
-        with transaction() as session:
-            own_model(session, caller, name)
+    """A fine-tuned model is its tenant's alone."""
+    if parse_name(name) is None:
+        raise no_such("model", name)
+    with transaction() as session:
+        own_model(session, caller, name)
+
+
+async def _require_base(app: FastAPI, name: str) -> None:
+    """Base models are everybody's; the server says which names are. It is asked again where a name
+    is new, and in any case after a while: an adapter may be loaded under a name at any time."""
+    known: tuple[float, list[str]] = getattr(app.state, "served_bases", (0.0, []))
+    if name not in known[1] or time.monotonic() - known[0] > _LIST_SECONDS:
+        try:
+            known = time.monotonic(), await _listed_bases(app)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise _away(error) from error
+        app.state.served_bases = known
+    if name not in known[1]:
+        raise no_such("model", name)
+
+
+def _away(error: Exception) -> ApiError:
+    _log.warning("the serving server did not answer: %s", type(error).__name__)
+    return ApiError(
+        502,
+        "the serving server does not answer; try again",
+        code="serving_unavailable",
+        type_="server_error",
+    )
 
 
 def _model_of(body: bytes) -> str:

@@ -37,8 +37,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: Upstream
 
     def do_GET(self) -> None:
-        names = ["meta/served-base", "ft:somebody:elses::AAAAAAAA"]
-        self._answer({"object": "list", "data": [{"id": name} for name in names]})
+        """As vLLM does: an adapter names its parent."""
+        bases: list[dict[str, Any]] = [
+            {"id": name, "root": name, "parent": None}
+            for name in ("meta/served-base", "overloaded")
+        ]
+        adapters = ("ft:somebody:elses::AAAAAAAA", "secret-lora")
+        loras = [{"id": name, "parent": "meta/served-base"} for name in adapters]
+        self._answer({"object": "list", "data": [*bases, *loras]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -153,7 +159,7 @@ def test_nobody_talks_to_a_model_of_others(
 ) -> None:
     asked = len(upstream.asked)
     with OpenAI(base_url=server.v1, api_key=key_for("others"), max_retries=0) as stranger:
-        for name in (tuned, f"{tuned}:ckpt-step-1", "ft:anything"):
+        for name in (tuned, f"{tuned}:ckpt-step-1", "ft:anything", "secret-lora", "unknown"):
             with pytest.raises(openai.NotFoundError):
                 ask(stranger, name)
     with pytest.raises(openai.NotFoundError):
@@ -163,10 +169,13 @@ def test_nobody_talks_to_a_model_of_others(
 
 def test_served_models_are_listed(client: OpenAI, tuned: str) -> None:
     """Of fine-tuned ones the tenant's own alone."""
-    assert [model.id for model in client.models.list()] == [tuned, "meta/served-base"]
+    listed = [model.id for model in client.models.list()]
+    assert listed == [tuned, "meta/served-base", "overloaded"]
     assert client.models.retrieve("meta/served-base").id == "meta/served-base"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("meta/unknown")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("secret-lora")
 
 
 def test_a_server_that_is_away(database: str) -> None:  # noqa: ARG001 (what it serves from)
