@@ -2,7 +2,8 @@
 
 The cache is shared by all tenants, and the hub's client hands out what lies in it without asking.
 So a closed model (gated or private) is asked for with the token of whoever wants it, each time; the
-answers are noted beside the model, for when the hub is away. An open one is asked about once.
+answers are noted beside the model: while the hub is away, who had it before has it on for
+CELORA_HUB_AWAY_DAYS, and nobody else. An open one is asked about once.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from models.settings import settings
 from training_data.access import access
 from training_data.hub_reach import is_away
 
 _NOTE = "celora-access.json"
 _MACHINE = "machine"  # HF_TOKEN, or nobody
+_DAY_SECONDS = 86_400.0
+_NOTED_SECONDS = 3600.0  # how often a yes that is known is noted anew
 
 
 @dataclass
 class _Known:
     open: bool
-    accounts: list[str]  # that may have it, as the hub answered last: digests of their tokens
+    # That may have it, as the hub answered last, and when that was: digests of their tokens.
+    accounts: dict[str, float]
 
     @classmethod
     def read(cls, path: Path) -> _Known | None:
         try:
             noted = json.loads(path.read_text())
-            return cls(bool(noted["open"]), [str(one) for one in noted["accounts"]])
-        except (OSError, ValueError, KeyError, TypeError):
+            accounts = noted["accounts"]
+            if isinstance(accounts, list):  # an earlier version wrote no times
+                accounts = dict.fromkeys(accounts, path.stat().st_mtime)
+            return cls(bool(noted["open"]), {str(one): float(at) for one, at in accounts.items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, path: Path) -> None:
@@ -53,16 +62,28 @@ def require_access(name: str) -> None:
         if not is_open:
             _ask(name, token)
     except Exception as error:
-        if _no_answer(error):
-            # Of what nothing is noted, nothing was kept from anybody when it was fetched.
-            if known is None or account in known.accounts:
-                return
-        elif known is not None and account in known.accounts:
-            _Known(known.open, [one for one in known.accounts if one != account]).write(path)
+        if _may_go_on(known, account, error):
+            return
+        if known is not None and account in known.accounts and not _no_answer(error):
+            del known.accounts[account]
+            known.write(path)
         raise
-    accounts = [] if known is None else known.accounts
-    if known is None or account not in accounts:
-        _Known(is_open, [*accounts, account]).write(path)
+    known = known or _Known(is_open, {})
+    if time.time() - known.accounts.get(account, 0.0) > _NOTED_SECONDS:
+        known.accounts[account] = time.time()
+        known.write(path)
+
+
+def _may_go_on(known: _Known | None, account: str, error: Exception) -> bool:
+    """Whether the hub gave no answer, and an earlier one still holds."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():  # no hub is ever asked: the cache is what the administrator put there
+        return known is None or account in known.accounts
+    if known is None or account not in known.accounts:
+        return False
+    age = time.time() - known.accounts[account]
+    return is_away(error) and age < settings().hub_away_days * _DAY_SECONDS
 
 
 def _is_open(name: str, token: str | None) -> bool:

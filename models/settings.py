@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     fetch_patience_seconds: float = Field(
         60, ge=0, description="how long an attempt goes on asking a hub or store that is away"
     )
+    hub_away_days: float = Field(
+        7,
+        ge=0,
+        description="while the hub is away: how long its last yes to an account holds for a gated"
+        " or private model that is cached",
+    )
     poll_seconds: float = Field(5, gt=0, description="dispatcher's pass without a wake-up")
     resend_seconds: float = Field(
         30, gt=0, description="age at which an unclaimed ticket is published again"

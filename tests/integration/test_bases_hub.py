@@ -258,6 +258,35 @@ def test_while_the_hub_is_away_its_last_word_on_a_gated_model_holds(
     assert client.refusal("owner/tiny", commit, environment=offline)
 
 
+def test_the_hubs_last_word_does_not_hold_for_ever_nor_for_those_it_never_answered(
+    hub: HubServer, client: Client, folder: Path
+) -> None:
+    commit = hub.add("owner/tiny", folder, token="hf_one")
+    client.resolve(token="hf_one", weights=False)
+    hub.down = True
+
+    def asked(token: str | None, days: str = "7", **more: str) -> dict[str, Any]:
+        environment = {"CELORA_HUB_AWAY_DAYS": days, "HF_HUB_DOWNLOAD_TIMEOUT": "1", **more}
+        return client.resolve(
+            "owner/tiny", commit, token=token, weights=False, environment=environment
+        )
+
+    assert asked("hf_one")["revision"] == commit
+    (note,) = client.home.rglob("celora-access.json")
+    noted = json.loads(note.read_text())
+    (account,) = noted["accounts"]
+    noted["accounts"][account] -= 6.9 * 86_400
+    note.write_text(json.dumps(noted))
+    assert asked("hf_one")["revision"] == commit
+    assert asked("hf_one", "6.5")["error"]["code"] == "unavailable"
+    assert asked("hf_one", "0", HF_HUB_OFFLINE="1")["revision"] == commit
+    note.write_text(json.dumps(noted | {"accounts": [account]}))  # as an earlier version wrote it
+    assert asked("hf_one")["revision"] == commit
+    note.unlink()
+    assert asked("hf_two")["error"]["code"] == "unavailable"
+    assert asked(None, HF_HUB_OFFLINE="1")["revision"] == commit
+
+
 @pytest.mark.parametrize(
     ("breaking", "message"),
     [
