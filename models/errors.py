@@ -10,6 +10,7 @@ CeloraError                      what happened, where, what to do about it
 │   └── GateError                an alias does not move: its gates do not hold
 ├── StaleFenceError              this attempt no longer owns the job; it must write nothing
 ├── UnavailableError             database, broker or artifact store cannot be reached (exit code 3)
+│   └── KeyMissingError          a stored secret does not open with this process's keys
 ├── SetupError                   this machine lacks something or is set up wrongly (exit code 5)
 └── TrainingError                the run itself failed (exit code 1)
     ├── NonFiniteLossError       loss became NaN or infinite
@@ -150,6 +151,11 @@ class UnavailableError(CeloraError):
 
     code = "unavailable"
     exit_code = 3
+
+
+class KeyMissingError(UnavailableError):
+    """A stored secret does not open with the keys that this process was given: an operator's slip,
+    which costs no job more than time."""
 
 
 class SetupError(CeloraError):

@@ -25,7 +25,7 @@ from gpu_worker.session import WorkerSession
 from gpu_worker.tenant_access import access_of
 from gpu_worker.told import Told
 from models import disk, store
-from models.errors import CeloraError, StaleFenceError, UnavailableError
+from models.errors import CeloraError, KeyMissingError, StaleFenceError, UnavailableError
 from models.queries import attempts, history, products
 from models.queries.attempts import Claim
 from models.queries.prepared import Place, find_place
@@ -196,7 +196,8 @@ class _Attempt:
             return self._end(STOPPED_AS[stop])
         if isinstance(error, UnavailableError):
             # The job's error only when it was lost too often.
-            return self._end(Outcome.LOST, reason=error.what, error=error.record())
+            counted = not isinstance(error, KeyMissingError)
+            return self._end(Outcome.LOST, reason=error.what, error=error.record(), counted=counted)
         if isinstance(error, (LeaseLostError, StaleFenceError)):
             raise error
         if isinstance(error, CeloraError):
@@ -213,10 +214,17 @@ class _Attempt:
         *,
         reason: str | None = None,
         error: dict[str, Any] | None = None,
+        counted: bool = True,
     ) -> Told:
         def write(session: Session) -> Told:
             job = attempts.end_attempt(
-                session, self.claim.job_id, self.claim.fence, outcome, reason=reason, error=error
+                session,
+                self.claim.job_id,
+                self.claim.fence,
+                outcome,
+                reason=reason,
+                error=error,
+                counted=counted,
             )
             return told.ended(job, outcome, reason, [], self.worker)
 

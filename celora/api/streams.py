@@ -15,7 +15,7 @@ from celora.api.stream_messages import (
     progress_message,
 )
 from models.queries.finish import expected_finishes
-from models.queries.following import News, Place, read_news
+from models.queries.following import News, Place, known_here, read_news
 from models.session import transaction
 
 
@@ -24,7 +24,7 @@ async def told(
 ) -> AsyncGenerator[bytes]:
     """Messages after `place`, until the job has ended. `end_was_told`: the last time as well; then
     none at all where nothing has happened since."""
-    watcher = _Watcher(place)
+    watcher = _Watcher(await run_in_threadpool(_here, place))
     while (news := await run_in_threadpool(_read, job_id, watcher.place)) is not None:
         if news.over and end_was_told and not news.events and not news.points:
             return
@@ -62,6 +62,11 @@ class _Watcher:
         if progress is not None and progress != self._shown:
             self._shown = progress
             yield progress_message(progress, self.place)
+
+
+def _here(place: Place) -> Place:
+    with transaction() as session:
+        return known_here(session, place)
 
 
 def _read(job_id: str, place: Place) -> News | None:

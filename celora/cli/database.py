@@ -1,4 +1,4 @@
-"""`celora db`: the database's schema."""
+"""`celora db`: the database's schema, roles, keys and backups."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from celora.cli import backup
 from celora.cli.output import AsJson, print_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 Role = Annotated[str, typer.Argument(help="A role of the database; a new one is made.")]
 
-db = typer.Typer(no_args_is_help=True, help="Upgrade and inspect the database's schema.")
+db = typer.Typer(no_args_is_help=True, help="Upgrade, back up and restore the database.")
+db.command("backup")(backup.backup)
+db.command("restore")(backup.restore)
+db.command("after-restore")(backup.after_restore)
 
 
 @db.command()

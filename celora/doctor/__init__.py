@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from celora.doctor.check import Check, Verdict
 from celora.doctor.machine import clock, disk, python
-from celora.doctor.services import artifact_store, broker, database, workers
+from celora.doctor.services import artifact_store, broker, database, secret_key, workers
 from celora.doctor.training import devices, model_cache, torch
 
 __all__ = ["Check", "Verdict", "examine"]
@@ -16,6 +16,7 @@ _EXAMINERS: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
     ("torch", torch),
     ("devices", devices),
     ("database", database),
+    ("secret key", secret_key),
     ("broker", broker),
     ("workers", workers),
     ("artifacts", artifact_store),

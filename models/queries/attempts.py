@@ -232,12 +232,13 @@ def end_attempt(
     error: dict[str, Any] | None = None,
     result: dict[str, Any] | None = None,
     overrides: dict[str, Any] | None = None,
+    counted: bool = True,
 ) -> Job:
     """End the attempt and move the job on (see models/ending.py).
 
     `error` is CeloraError.record() of a failure, `result` is merged into the job's, `overrides`
-    replaces the job's for the next attempt. Raises StaleFenceError when the attempt was ended by
-    someone else first.
+    replaces the job's for the next attempt. A loss that is not `counted` is no step towards failing
+    the job. Raises StaleFenceError when the attempt was ended by someone else first.
     """
     try:
         job, now = lock_job(session, job_id)
@@ -250,7 +251,9 @@ def end_attempt(
     if overrides is not None:
         job.overrides = overrides
     with session.no_autoflush:  # the job's row is written once
-        settled = settle(session, job, now, outcome, reason=reason, step=step, error=error)
+        settled = settle(
+            session, job, now, outcome, reason=reason, step=step, error=error, counted=counted
+        )
     if not settled:
         session.expire(job)
         raise stale(job_id, fence)
@@ -281,9 +284,6 @@ def end_session_attempts(session: Session, gpu_id: int, keep_session: str) -> li
     return [job_id] if ended else []
 
 
-def _adapter_of(session: Session, job_id: str | None) -> str | None:
-    return session.scalar(select(Job.adapter_url).where(Job.id == job_id))
-
 def _require_readable(job: Job) -> None:
     """Raise SpecError for a row that no version of ours has written."""
     for column in ("overrides", "verdict", "work", "result"):
@@ -295,6 +295,9 @@ def _require_readable(job: Job) -> None:
                 remedy="submit the job again",
             )
 
+
+def _adapter_of(session: Session, job_id: str | None) -> str | None:
+    return session.scalar(select(Job.adapter_url).where(Job.id == job_id))
 
 
 def _claim_row(

@@ -111,6 +111,14 @@ def read_news(
     return found | {job_id: replace(found[job_id], over=False) for job_id in held}
 
 
+def known_here(session: Session, place: Place) -> Place:
+    """A place whose transaction is yet to come was told by another server, before a restore: of
+    what was written there the ids alone count."""
+    if place.event[0] and session.scalar(_IS_TO_COME, {"xact": place.event[0]}):
+        return replace(place, event=(0, place.event[1]))
+    return place
+
+
 def _news(
     job: Job, place: Place, events: list[NewEvent], points: list[NewPoint], *, most: int
 ) -> News:
@@ -142,6 +150,10 @@ def _point_places(asked: list[tuple[str, Place]]) -> dict[str, Any]:
         "fences": [place.fence for _, place in asked],
     }
 
+
+_IS_TO_COME = text("""
+    SELECT :xact >= CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint)
+""")
 
 _EVENTS = text("""
     SELECT asked.job_id, new.*

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, extract, func, text, update
+from sqlalchemy import Boolean, ColumnElement, bindparam, case, extract, func, text, update
 from sqlalchemy.orm import Session
 
 from models.ending import land
@@ -20,6 +20,8 @@ from models.settings import settings
 from models.states import TERMINAL, JobState, Outcome, Purpose, Stage, StopReason, require_edge
 from models.tables import Attempt, Job
 from models.turns import turn_at
+
+_ANY_NUMBER = 2**31
 
 # Where the time of each stage of a tuning is added up.
 STAGE_COLUMNS = {
@@ -48,13 +50,19 @@ def settle(
     reason: str | None = None,
     step: int | None = None,
     error: dict[str, Any] | None = None,
+    counted: bool = True,
+    at_its_lease: bool = False,
 ) -> bool:
     """End the live attempt of a locked job and move the job on; False when there is none to end.
 
     `job` and `now` come from `lock_job`. `only_if` is tested on the attempt's row as it is now that
-    nobody else can end it.
+    nobody else can end it. A loss that is not `counted` is no step towards failing the job.
+    `at_its_lease`: it ended with its lease, however long ago that was, and no time is charged
+    beyond that.
     """
-    ended = _end_row(session, job, outcome, only_if=only_if, reason=reason, step=step)
+    ended = _end_row(
+        session, job, outcome, only_if=only_if, reason=reason, step=step, at_its_lease=at_its_lease
+    )
     if ended is None:
         return False
     before = JobState(job.state)
@@ -65,10 +73,12 @@ def settle(
         evaluate=_evaluated(job),
         stop=StopReason(job.stop_requested) if job.stop_requested else None,
         losses=job.losses,
-        max_losses=settings().max_losses,
+        max_losses=settings().max_losses if counted else _ANY_NUMBER,
     )
     move(job, now, landing.state)
-    job.stage, job.losses = landing.stage, landing.losses
+    job.stage = landing.stage
+    if counted:
+        job.losses = landing.losses
     job.stop_requested = job.stop_requested_at = job.activity = None
     job.gpu_seconds += ended.gpu_seconds
     if not ended.claimed:
@@ -87,6 +97,11 @@ def settle(
     return True
 
 
+def _evaluated(job: Job) -> bool:
+    """Whether an evaluation follows; also of a row that cannot be read, for it has to end."""
+    return not isinstance(job.spec, dict) or bool(job.spec.get("evaluate", True))
+
+
 def move(job: Job, now: datetime, state: JobState) -> None:
     """Change a locked job's state along an allowed edge. Raises StateError."""
     current = JobState(job.state)
@@ -97,11 +112,6 @@ def move(job: Job, now: datetime, state: JobState) -> None:
     if state in TERMINAL:
         job.finished_at = now
     if state in {JobState.PENDING, JobState.QUEUED} and current is not JobState.RUNNING:
-def _evaluated(job: Job) -> bool:
-    """Whether an evaluation follows; also of a row that cannot be read, for it has to end."""
-    return not isinstance(job.spec, dict) or bool(job.spec.get("evaluate", True))
-
-
         # One that was running keeps its place in the queue.
         job.queued_at, job.turn_at = now, turn_at(now, job.priority)
 
@@ -128,6 +138,7 @@ def _end_row(
     only_if: ColumnElement[bool] | None,
     reason: str | None,
     step: int | None,
+    at_its_lease: bool,
 ) -> Ended | None:
     statement = _END if only_if is None else _END.where(only_if)
     details = {
@@ -136,6 +147,7 @@ def _end_row(
         "how": outcome,
         "why": reason,
         "at_step": step,
+        "at_its_lease": at_its_lease,
     }
     row = session.execute(statement, details).one_or_none()
     if row is None:
@@ -163,7 +175,15 @@ _END = (
         Attempt.ended_at.is_(None),
     )
     .values(
-        ended_at=func.clock_timestamp(),
+        ended_at=case(
+            (
+                bindparam("at_its_lease", type_=Boolean),
+                func.least(
+                    func.clock_timestamp(), func.coalesce(Attempt.lease_until, Attempt.placed_at)
+                ),
+            ),
+            else_=func.clock_timestamp(),
+        ),
         outcome=bindparam("how"),
         reason=bindparam("why"),
         end_step=bindparam("at_step"),
