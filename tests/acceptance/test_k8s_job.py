@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import yaml  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import make_url, text
 
 import celora
+from celora.k8s_job import Place, render
 from gpu_worker import tether
 from models.queries import own_pod, roles
 from models.session import transaction
-from models.spec import JobSpec
+from models.spec import JobSpec, parse_spec
 from models.states import JobState
 from models.tables import Attempt, Evaluation, Job
 from tasks.run_job import AGAIN
@@ -129,17 +130,9 @@ def cluster(
         session.execute(text(f"DROP ROLE {user}"))
 
 
-@pytest.fixture
-def render(stack: Stack, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def rendered(script: str = "", **fields: Any) -> dict[str, Any]:
-        spec = {"base_model": f"scripted:?{script}", "dataset": "none"} | fields
-        (tmp_path / "job.json").write_text(json.dumps(spec))
-        made = stack.run("k8s-job", str(tmp_path / "job.json"), "--device", "cpu", "--user", "ada")
-        manifest = yaml.safe_load(made.stdout)
-        assert isinstance(manifest, dict)
-        return manifest
-
-    return rendered
+def rendered(script: str = "", **fields: Any) -> dict[str, Any]:
+    spec = {"base_model": f"scripted:?{script}", "dataset": "none"} | fields
+    return render(parse_spec(spec), tenant="default", user="ada", place=Place(device="cpu"))
 
 
 def of(manifest: dict[str, Any]) -> Job | None:
@@ -157,9 +150,12 @@ def at_step(manifest: dict[str, Any], step: int) -> str:
 
 
 def test_a_job_completes_without_a_broker_or_a_dispatcher(
-    cluster: Cluster, render: Callable[..., dict[str, Any]]
+    cluster: Cluster, stack: Stack, tmp_path: Path
 ) -> None:
-    manifest = render("steps=12&checkpoint_every=5", adapter_name="alone")
+    spec = {"base_model": "scripted:?steps=12&checkpoint_every=5", "dataset": "none"}
+    (tmp_path / "job.json").write_text(json.dumps(spec | {"adapter_name": "alone"}))
+    command = ("k8s-job", str(tmp_path / "job.json"), "--device", "cpu", "--user", "ada")
+    manifest = yaml.safe_load(stack.run(*command).stdout)
     assert cluster.start(manifest).wait(60) == 0, cluster.said()
     done = of(manifest)
     assert done is not None
@@ -179,10 +175,8 @@ def test_a_job_completes_without_a_broker_or_a_dispatcher(
     assert len(scripted_jobs.gpus()) == 1  # it took over the row
 
 
-def test_a_killed_pod_is_followed_by_one_that_resumes(
-    cluster: Cluster, render: Callable[..., dict[str, Any]]
-) -> None:
-    manifest = render("steps=60&step_seconds=0.05&checkpoint_every=10")
+def test_a_killed_pod_is_followed_by_one_that_resumes(cluster: Cluster) -> None:
+    manifest = rendered("steps=60&step_seconds=0.05&checkpoint_every=10")
     pod = cluster.start(manifest)
     job_id = at_step(manifest, 15)
     pod.kill()
@@ -198,10 +192,8 @@ def test_a_killed_pod_is_followed_by_one_that_resumes(
     steps_once(job_id, 60)
 
 
-def test_sigterm_leaves_a_checkpoint_and_a_cancel_ends_it(
-    cluster: Cluster, render: Callable[..., dict[str, Any]], stack: Stack
-) -> None:
-    manifest = render(LONG)
+def test_sigterm_leaves_a_checkpoint_and_a_cancel_ends_it(cluster: Cluster, stack: Stack) -> None:
+    manifest = rendered(LONG)
     pod = cluster.start(manifest)
     job_id = at_step(manifest, 7)
     pod.terminate()
@@ -219,17 +211,15 @@ def test_sigterm_leaves_a_checkpoint_and_a_cancel_ends_it(
     assert job(job_id).state == "cancelled"
 
 
-def test_what_no_try_helps_is_told_apart(
-    cluster: Cluster, render: Callable[..., dict[str, Any]]
-) -> None:
-    failing = render("fail_at=3")
+def test_what_no_try_helps_is_told_apart(cluster: Cluster) -> None:
+    failing = rendered("fail_at=3")
     given_up = failing["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
     assert cluster.start(failing).wait(60) == 1, cluster.said()
     failed = of(failing)
     assert failed is not None
     assert failed.state == "failed"
     # The same name with another specification is another's job.
-    other = render("steps=3")
+    other = rendered("steps=3")
     at = other["spec"]["template"]["spec"]["containers"][0]["args"]
     at[at.index("--key") + 1] = f"celora/{failing['metadata']['name']}"
     assert cluster.start(other).wait(60) == 2, cluster.said()
@@ -237,9 +227,7 @@ def test_what_no_try_helps_is_told_apart(
     assert AGAIN not in given_up
 
 
-def test_a_pool_beside_it_leaves_it_alone(
-    cluster: Cluster, render: Callable[..., dict[str, Any]], stack: Stack
-) -> None:
+def test_a_pool_beside_it_leaves_it_alone(cluster: Cluster, stack: Stack) -> None:
     """Not prepared, not placed, not sent, not preempted; and its device gets no other job."""
     stack.environment |= FAST
     stack.start("dispatcher")
@@ -248,7 +236,7 @@ def test_a_pool_beside_it_leaves_it_alone(
     spec = JobSpec(base_model="scripted:?steps=1", dataset="none")
     with transaction() as session:
         waits = own_pod.find_or_insert(session, spec, tenant="default", user="ada", key="x").id
-    manifest = render(LONG, preemptible=True)
+    manifest = rendered(LONG, preemptible=True)
     pod = cluster.start(manifest)
     job_id = at_step(manifest, 6)
     blocks = scripted_jobs.submit(LONG)
@@ -294,7 +282,6 @@ def reason(job_id: str) -> str | None:
 @pytest.mark.torch
 def test_the_real_trainer_runs_in_a_pod(
     cluster: Cluster,
-    render: Callable[..., dict[str, Any]],
     shared_data: Path,
     tmp_path: Path,
 ) -> None:
@@ -308,7 +295,7 @@ def test_the_real_trainer_runs_in_a_pod(
         hub.add("team/tiny", random_base(tmp_path / "tiny"))
         hub.add("team/rows", rows)
         cluster.config |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub")}
-        manifest = render(
+        manifest = rendered(
             base_model="team/tiny",
             dataset="hub://team/rows",
             columns={"prompt": "question", "completion": "answer"},
