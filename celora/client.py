@@ -187,7 +187,9 @@ def validate(
     tokenizer_path = None
     if base_model is not None:
         from gpu_worker.bases import resolve
+        from training_data.rows import require_sources
 
+        require_sources(parse_spec({**given, "base_model": base_model}))
         base = resolve(
             base_model,
             given.get("base_revision"),

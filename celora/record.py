@@ -42,7 +42,7 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only; the job's fields on top, metrics as a summary by stage and name."""
-        return self.job.model_dump(mode="json") | {
+        return self.job.model_dump(mode="json", warnings=False) | {
             "why": _why(self.why),
             "times": asdict(self.times),
             "attempts": _dump(self.attempts),

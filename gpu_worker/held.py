@@ -40,4 +40,4 @@ def foreign_use(device: Device, own_pids: Collection[int]) -> str | None:
     if taken <= TOLERATED_BYTES:
         return None
     who = ", ".join(str(process.pid) for process in foreign) or "unknown"
-    return f"another process (pid {who}) uses {taken / 1024**3:.1f} GiB of the device's memory"
+    return f"another process (pid {who}) uses {taken / 1e9:.1f} GB of the device's memory"

@@ -371,10 +371,10 @@ def parse_spec(fields: dict[str, Any]) -> JobSpec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "spec"
-        others = error.error_count() - 1
+        others = [".".join(map(str, one["loc"])) for one in error.errors(include_url=False)[1:]]
         what = first["msg"].removeprefix("Value error, ")
         raise SpecError(
-            what + (f" (and {others} more fields are wrong)" if others else ""),
+            what + (f" (wrong as well: {', '.join(others)})" if others else ""),
             where=field,
             remedy="`celora submit --help` lists every field with its range",
         ) from None

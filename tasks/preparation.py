@@ -114,8 +114,11 @@ class _Attempt:
 
     def _find_or_make(self) -> _Found:
         from training_data.prepare import input_digest, prepare
+        from training_data.rows import require_sources
 
         spec = self.claim.spec
+        self._say("looking for the data")
+        require_sources(spec)
         self._say("fetching the tokenizer")
         base = resolve(
             spec.base_model,

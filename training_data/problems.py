@@ -42,7 +42,7 @@ class Problems:
             raise DataError(
                 f"the data has {rows}",
                 where=where,
-                remedy="mend the lines below, then `celora validate` the file again",
+                remedy="mend these lines, then `celora validate` the file again",
                 problems=self.listed,
                 problem_count=self.count,
             )

@@ -124,6 +124,16 @@ class Rows:
             self.run_together += not (joint[0].isspace() or joint[1].isspace())
 
 
+def require_sources(spec: JobSpec, source_check: SourceCheck | None = None) -> None:
+    """Raise InputError, UnavailableError for files that are missing or may not be read.
+
+    It takes no time, so it comes before anything that does: a base model may take hours to fetch.
+    """
+    for data in open_sources(spec, Watch(), source_check):
+        if isinstance(data, FileData):
+            data.files[0].head(1)
+
+
 def open_sources(
     spec: JobSpec, watch: Watch, source_check: SourceCheck | None = None
 ) -> tuple[FileData | HubData, FileData | HubData | None]:

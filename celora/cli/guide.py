@@ -11,20 +11,26 @@ from models.errors import NotFoundError
 
 
 def guide(
-    *,
-    topic: Annotated[
+    name: Annotated[
         str | None,
-        typer.Option(help="One topic alone, by its name or by a field: rank, learning_rate, dpo."),
+        typer.Argument(
+            metavar="[TOPIC]",
+            help="One topic alone, by its name or by a field: rank, learning_rate, dpo.",
+            show_default=False,
+        ),
     ] = None,
+    *,
+    topic: Annotated[str | None, typer.Option(help="The same as an option.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain the hyper-parameters: what to set, to what, and why.
 
-    celora guide --topic rank
+    celora guide rank
     """
     from celora import guide as source
 
     chosen: tuple[source.Topic, ...] = source.TOPICS
+    topic = name or topic
     if topic is not None:
         found = source.topic(topic)
         if found is None:

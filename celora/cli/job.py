@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from celora.cli.output import (
@@ -17,11 +18,13 @@ from celora.cli.output import (
     table,
 )
 from celora.times import amount, epochs_in_words, stages_in_words
+from models.states import JobState, Purpose
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from celora.record import Record
+    from celora.views import Job
 
 _SHOWN_CHARACTERS = 300
 
@@ -51,7 +54,7 @@ def _print(record: Record, to: Console) -> None:
 
         to.print("\n[b]export[/b]")
         to.print(facts(report_facts(job.result["export"])))
-    if job.verdict:
+    if job.verdict and not job.verdict.get("scripted"):
         to.print("\n[b]data[/b]")
         print_verdict(job.verdict, to)
     if record.evaluations:
@@ -75,6 +78,18 @@ def _print(record: Record, to: Console) -> None:
     to.print("\n[b]events[/b]")
     for event in record.events[-20:]:
         to.print(f"{event.created_at.astimezone():%F %T}  {event.message}", markup=False)
+    to.print(f"\nnext: {_next(job)}", markup=False)
+
+
+def _next(job: Job) -> str:
+    """What people do with a job in this state."""
+    if job.state is JobState.COMPLETED and job.purpose is Purpose.TUNE:
+        return f"`celora chat {job.id}`, `celora export {job.id}`, `celora report {job.id}`"
+    if job.state is JobState.FAILED:
+        return f"mend what the error tells, then `celora retry {job.id}`, or submit anew"
+    if job.state is JobState.PAUSED:
+        return f"`celora resume {job.id}`"
+    return "`celora jobs` lists all" if job.finished else f"`celora watch {job.id}`"
 
 
 def evaluation_table(record: Record) -> Any:
@@ -124,9 +139,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         found.append(("stages", stages))
     if epochs := epochs_in_words(record.times):
         found.append(("epochs", epochs))
-    last = record.attempts[-1] if record.attempts else None
-    if last is not None and last.worker:
-        found.append(("attempts", f"{len(record.attempts)}, the last on {last.worker}"))
+    found += _attempts(record)
     if record.checkpoints:
         newest = record.checkpoints[0]
         found.append(
@@ -138,6 +151,14 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     found += [(one.kind, f"{one.url} ({size(one.size_bytes)})") for one in record.artifacts]
     found += [("registered as", reference) for reference in record.adapters]
     return found
+
+
+def _attempts(record: Record) -> Iterator[tuple[str, str]]:
+    """Those on devices apart from the preparation, which needs none and is rarely asked about."""
+    for name, of_device in (("preparations", False), ("attempts", True)):
+        tries = [one for one in record.attempts if (one.gpu_id is not None) is of_device]
+        if tries and (worker := tries[-1].worker):
+            yield name, f"{len(tries)}, {'the last ' if len(tries) > 1 else ''}on {worker}"
 
 
 def _short(text: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +14,14 @@ from celora.cli.output import (
     console,
     expected_start,
     print_json,
+    short_id,
     state_text,
     table,
     until,
 )
+
+if TYPE_CHECKING:
+    from celora.views import Job
 
 
 def jobs(
@@ -47,7 +51,7 @@ def jobs(
             ["job", "name", "tenant", "method", "state", "stage", "steps", "loss", "age", "starts"],
             (
                 (
-                    job.id,
+                    short_id(job.id),
                     job.name or "",
                     job.tenant,
                     job.method if job.purpose == "tune" else str(job.purpose),
@@ -61,6 +65,7 @@ def jobs(
                 for job in found
             ),
             right="steps loss age",
+            spare=["method", "tenant", "age", "loss", "stage", "starts", "name"],
         )
     )
     if len(found) == limit:
@@ -93,10 +98,22 @@ def why(job: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(answer)
         return
+    if answer.reason == "finished":
+        _print_end(celora.get(job))
+        return
     place = f" (number {answer.position} in the queue)" if answer.position else ""
     print(f"{answer.sentence}{place}")
     if answer.expected_start_at is not None:
         print(f"Expected start: {expected_start(answer)}.")
+
+
+def _print_end(job: Job) -> None:
+    from celora.cli.watch import error_text
+
+    print(f"It does not wait: it is {job.state}.")
+    if job.error:
+        print(error_text(job.error))
+    print(f"celora job {job.id}   tells all of it")
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from celora.cli.output import AsJson, console, duration, print_json, size, state_text, table
+from celora.cli.output import (
+    AsJson,
+    console,
+    duration,
+    print_json,
+    short_id,
+    size,
+    state_text,
+    table,
+)
 from models.errors import InputError
 
 
@@ -14,6 +23,7 @@ def gpus(as_json: AsJson = False) -> None:
     """List the GPUs and CPU slots with what they do."""
     from models.queries.gpus import list_gpus
     from models.session import transaction
+    from tasks.shown import base_name
 
     with transaction() as session:
         found = list_gpus(session)
@@ -44,13 +54,14 @@ def gpus(as_json: AsJson = False) -> None:
                     size(gpu.memory_bytes),
                     " ".join(f"{name}={value}" for name, value in sorted(gpu.labels.items())),
                     state_text(gpu.state),
-                    gpu.job_id or (gpu.reason or "" if gpu.state != "free" else ""),
-                    gpu.loaded_base or "",
+                    short_id(gpu.job_id or "") or (gpu.reason or "" if gpu.state != "free" else ""),
+                    base_name(gpu.loaded_base or ""),
                     f"{duration(gpu.heartbeat_age_seconds)} ago",
                 )
                 for gpu in found
             ),
             right="index memory",
+            spare=["labels", "seen", "base in memory", "memory"],
         )
     )
 

@@ -27,6 +27,9 @@ JobId = Annotated[
     ),
 ]
 
+_GAP = 3  # between two columns of a table
+_WIDE, _SHORT_ID = 120, 14
+
 STATE_STYLES = {
     "pending": "cyan",
     "queued": "cyan",
@@ -68,12 +71,23 @@ def is_poor_terminal() -> bool:
     )
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = "") -> Table:
-    """A table without a frame; titles in `right` (space-separated) name right-aligned columns."""
+def table(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    right: str = "",
+    spare: Sequence[str] = (),
+) -> Table:
+    """A table without a frame; titles in `right` (space-separated) name right-aligned columns.
+
+    Columns in `spare` are left out, the first named first, where the console is too narrow for all;
+    one without an entry always.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    titles, rows = _fitting(list(titles), [list(row) for row in rows], spare, console().width)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
     for title in titles:
         made.add_column(
@@ -83,6 +97,27 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = 
         # Text, not str: a name with brackets is no markup.
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made
+
+
+def _fitting(
+    titles: list[str], rows: list[list[Any]], spare: Sequence[str], width: int
+) -> tuple[list[str], list[list[Any]]]:
+    for title in spare:
+        at = titles.index(title)
+        if not any(str(row[at]) for row in rows) or _natural_width(titles, rows) > width:
+            titles = titles[:at] + titles[at + 1 :]
+            rows = [row[:at] + row[at + 1 :] for row in rows]
+    return titles, rows
+
+
+def _natural_width(titles: list[str], rows: list[list[Any]]) -> int:
+    columns = zip(titles, *rows, strict=True)
+    return sum(max(len(str(cell)) for cell in column) + _GAP for column in columns) - _GAP
+
+
+def short_id(job_id: str) -> str:
+    """As much of a job's id as a narrow console has room for; commands take its beginning."""
+    return job_id if console().width >= _WIDE else job_id[:_SHORT_ID]
 
 
 def facts(rows: Iterable[tuple[str, Any]]) -> Table:
@@ -124,11 +159,12 @@ def expected_start(why: Why) -> str:
 
 
 def size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:  # noqa: PLR2004 (the base of these units)
+    """In powers of 1,000, as fields, limits and plans have them: 1 GB is 10⁹ bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 (the base of these units)
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def _plain(value: Any) -> Any:

@@ -61,7 +61,7 @@ def _print(plan: Plan) -> None:
         print(f"Activations × {factor:.2f}, from the measured peaks of {jobs} finished jobs.")
     if plan.fits:
         print("\nGPUs of the pool")
-        titles = ["device", "GB", "count", "fits", "micro-batch × accumulation", "GPU hours"]
+        titles = ["device", "GB", "count", "fits", "micro-batch × accumulation", "GPU time"]
         pool = (_fit(one) for one in plan.fits)
         out.print(table([*titles, "cost"], pool, right="GB count cost"))
         for note in _notes(plan):

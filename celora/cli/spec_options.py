@@ -62,7 +62,7 @@ def in_options(error: SpecError, command: str) -> SpecError:
         return error
     told = error.remedy or ""
     remedy = f"{command} --help" if not told or "submit --help" in told else told
-    what = "is required" if error.what == "Field required" else error.what
+    what = error.what.replace("Field required", "is required", 1)
     return SpecError(what, where=option_name(field), remedy=remedy)
 
 

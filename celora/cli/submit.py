@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from celora.cli.output import AsJson, print_json
 from celora.cli.spec_options import given_fields, in_options, read_spec_file, with_spec_options
 from models.errors import SpecError
+
+if TYPE_CHECKING:
+    from celora.views import Job
 
 
 @with_spec_options()
@@ -54,6 +58,7 @@ def submit(
         print_json(job)
     elif not as_json:
         print(f"submitted {job.id}", flush=True)
+        _note_what_is_not_here(job)
     if watch and not as_json:
         from celora.cli.watch import watch_job
 
@@ -70,3 +75,12 @@ def submit(
     if not as_json:
         print(f"celora watch {job.id}   shows how it goes")
     return 0
+
+
+def _note_what_is_not_here(job: Job) -> None:
+    """No refusal: the workers may be other machines, with other folders."""
+    spec = job.spec
+    for path in (spec.base_model, spec.dataset, spec.eval_dataset):
+        if path is not None and path.startswith("/") and not Path(path).exists():
+            said = f"note: {path} is not on this machine; the workers have to see it there"
+            print(said, file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ def _lines(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     if "rows_train" in verdict:
         rows = f"{known['rows_train']} to train on, {known['rows_eval']} held out"
         lines.append(("rows", rows))
-    elif "rows_read" in verdict:
+    elif verdict.get("shape"):  # else it ended at the first row
         lines.append(("rows", f"{known['rows_read']} read"))
     dropped = ", ".join(f"{count:,} {why}" for why, count in _entries(verdict, "dropped"))
     if dropped:

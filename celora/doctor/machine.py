@@ -15,9 +15,9 @@ from models.errors import UnavailableError
 from models.settings import settings
 
 _OLDEST_PYTHON = (3, 11)
-_GIB = 1024**3
-_TIGHT_DISK_BYTES = 20 * _GIB  # a 7B base model and a few checkpoints
-_FULL_DISK_BYTES = 1 * _GIB
+_GB = 10**9
+_TIGHT_DISK_BYTES = 20 * _GB  # a 7B base model and a few checkpoints
+_FULL_DISK_BYTES = 1 * _GB
 _CLOCK_SECONDS = 2.0
 
 
@@ -32,7 +32,7 @@ def python() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0))
     memory = psutil.virtual_memory()
     said = (
-        f"{cores} cores, {memory.total / _GIB:.0f} GiB memory, {memory.available / _GIB:.0f} free"
+        f"{cores} cores, {memory.total / _GB:.0f} GB memory, {memory.available / _GB:.0f} free"
     )
     yield Check("machine", Verdict.OK, f"{platform.system()} {platform.machine()}, {said}")
 
@@ -49,7 +49,7 @@ def disk() -> Iterator[Check]:
             continue
         seen.add(device)
         free = shutil.disk_usage(there).free
-        said = f"{free / _GIB:.1f} GiB free for {what} ({place})"
+        said = f"{free / _GB:.1f} GB free for {what} ({place})"
         if not can_write(there):
             yield Check(
                 "disk", Verdict.FAIL, f"{there} may not be written", "set CELORA_HOME elsewhere"

@@ -15,7 +15,7 @@ from celora.doctor.check import Check, Verdict, can_write
 from gpu_worker.devices import nvml
 
 _IMPORT_SECONDS = 180  # a cold disk takes its time
-_GIB = 1024**3
+_GB = 10**9
 
 # In a process of its own: the command stays light, and a broken library cannot end it.
 _PROBE = """
@@ -86,7 +86,7 @@ def devices() -> Iterator[Check]:
         cards = [_card(library, number) for number in range(library.nvmlDeviceGetCount())]
     yield Check("driver", Verdict.OK, f"NVIDIA {driver}")
     for number, (name, total, used) in enumerate(cards):
-        said = f"{name}, {total / _GIB:.0f} GiB, {used / _GIB:.1f} in use"
+        said = f"{name}, {total / _GB:.0f} GB, {used / _GB:.1f} in use"
         yield Check(f"cuda:{number}", Verdict.OK, said)
     cuda = _probe().get("cuda")
     if cuda is None:

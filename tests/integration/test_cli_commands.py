@@ -119,6 +119,41 @@ def test_when_a_job_is_expected_to_start(celora: Celora) -> None:
     assert in_record["basis"] == answer["basis"]
 
 
+def test_tables_fit_80_columns(celora: Celora, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    job = records.running(name="a name of some length", tenant="physics").job_id
+    waits = records.queued(name="another", tenant="chemistry")
+    forecast.pass_once()
+    for command in ("jobs", "gpus"):
+        lines = celora(command)[1].splitlines()
+        assert max(map(len, lines)) <= 80
+        assert sum(job[:14] in line for line in lines) == 1  # a job is one line
+        assert len(lines) == (4 if command == "jobs" else 3)
+    assert celora("why", waits[:14])[0] == 0
+
+
+def test_what_to_do_next(celora: Celora) -> None:
+    error = {"code": "x", "message": "too hot", "remedy": "cool it"}
+    job = finish(Outcome.FAILED, error=error)
+    said = celora("why", job)[1]
+    assert "it is failed" in said
+    assert "too hot\n  What to do: cool it" in said
+    said = celora("job", job)[1]
+    assert f"celora retry {job}" in said
+    tried = [
+        line.rstrip().split(maxsplit=1) for line in said.splitlines() if " on worker@host" in line
+    ]
+    assert tried == [["preparations", "1, on worker@host"], ["attempts", "1, on worker@host"]]
+
+
+def test_data_that_is_not_here_is_noted(celora: Celora, tmp_path: Path) -> None:
+    missing = tmp_path / "rows.jsonl"
+    code, out, err = celora("submit", "--base-model", "org/base", "--dataset", str(missing))
+    assert code == 0
+    assert out.startswith("submitted ")
+    assert f"note: {missing} is not on this machine" in err
+
+
 def test_gpus_and_cordon(celora: Celora) -> None:
     assert "No GPU has reported" in celora("gpus")[1]
     records.add_gpu()
@@ -209,7 +244,7 @@ def test_job_tells_all_that_is_on_record(celora: Celora) -> None:
     ]
     shown = celora("job", claim.job_id)[1]
     for part in (
-        "running", "/c/2", "2.0 KiB", "exact match", "90.0%", "10 to train on", "1,234",
+        "running", "/c/2", "2.0 kB", "exact match", "90.0%", "10 to train on", "1,234",
         "stages", "preprocess ", "1: 30 s, 2: 30 s",
     ):  # fmt: skip
         assert part in shown, part

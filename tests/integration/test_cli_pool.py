@@ -35,7 +35,7 @@ def test_limits_are_set_shown_and_taken_away(celora: Celora) -> None:
     code, out, _ = celora("tenants")
     assert code == 0
     assert "physics" in out
-    assert "1.4 GiB" in out
+    assert "1.5 GB" in out
 
 
 def test_a_users_own_limit_wins_over_the_tenants_for_its_users(celora: Celora) -> None:

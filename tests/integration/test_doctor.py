@@ -93,7 +93,7 @@ def test_an_artifact_store_is_written_to_and_left_clean(tmp_path: Path) -> None:
 
 def test_disk_python_and_model_cache() -> None:
     assert found(machine.python)["python"].verdict is Verdict.OK
-    assert "GiB free" in found(machine.disk)["disk"].said
+    assert "GB free" in found(machine.disk)["disk"].said
     assert found(training.model_cache)["model cache"].verdict is Verdict.OK
 
 

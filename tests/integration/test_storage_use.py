@@ -130,7 +130,7 @@ def test_storage_says_who_uses_what(celora: Celora) -> None:
     assert told["next_sweep"]["counts"] == {"checkpoints": 4}
     code, out, _ = celora("storage")
     vision = next(line for line in out.splitlines() if line.startswith("vision"))
-    assert [part for part in ("4.0 KiB (2)", "2.0 KiB (1)", "1.0 MiB") if part not in vision] == []
+    assert [part for part in ("4.1 kB (2)", "2.0 kB (1)", "1.0 MB") if part not in vision] == []
     assert "the next sweep deletes: 4 checkpoints (6,144 bytes)" in out
     code, out, _ = celora("storage", "--tenant", "speech", "--json")
     assert {use["tenant"] for use in json.loads(out)["uses"]} == {"speech"}

@@ -106,12 +106,26 @@ def test_bad_rows_fail_the_job_with_their_lines(
 
 
 def test_a_base_that_is_not_there_fails_the_job(worker: WorkerSession, tmp_path: Path) -> None:
-    job_id, fence = placed(base_model=str(tmp_path / "none"), dataset="x.jsonl")
+    data = rows(tmp_path / "rows.jsonl")
+    job_id, fence = placed(base_model=str(tmp_path / "none"), dataset=str(data))
     assert not prepare_job(worker, job_id, fence)
     failed = records.job(job_id)
     assert failed.state == "failed"
     assert failed.error is not None
     assert failed.error["code"] == "invalid_base_model"
+
+
+@pytest.mark.parametrize("field", ["dataset", "eval_dataset"])
+def test_data_that_is_not_there_is_told_before_a_base_is_fetched(
+    worker: WorkerSession, tmp_path: Path, field: str
+) -> None:
+    missing = str(tmp_path / "missing.jsonl")
+    fields = {"dataset": str(rows(tmp_path / "rows.jsonl"))} | {field: missing}
+    job_id, fence = placed(base_model=str(tmp_path / "none"), **fields)
+    assert not prepare_job(worker, job_id, fence)
+    error = records.job(job_id).error
+    assert error is not None
+    assert (error["message"], error["where"]) == ("there is no such file or folder", missing)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +218,13 @@ def test_without_held_out_rows_the_verdict_warns(
     assert any("no row is held out" in warning for warning in verdict["warnings"])
 
 
-def test_a_hub_that_is_away_is_asked_again_and_named_in_the_end(worker: WorkerSession) -> None:
+def test_a_hub_that_is_away_is_asked_again_and_named_in_the_end(
+    worker: WorkerSession, tmp_path: Path
+) -> None:
     """Nobody listens at HF_ENDPOINT."""
+    data = rows(tmp_path / "rows.jsonl")
     with variables(CELORA_FETCH_PATIENCE_SECONDS="0", CELORA_MAX_LOSSES="3"):
-        job_id, fence = placed(base_model="owner/tiny", dataset="x.jsonl")
+        job_id, fence = placed(base_model="owner/tiny", dataset=str(data))
         states = []
         for _ in range(3):
             assert not prepare_job(worker, job_id, fence)
@@ -223,9 +240,10 @@ def test_a_hub_that_is_away_is_asked_again_and_named_in_the_end(worker: WorkerSe
     assert error["remedy"]
 
 
-def test_a_stop_does_not_wait_for_a_hub(worker: WorkerSession) -> None:
+def test_a_stop_does_not_wait_for_a_hub(worker: WorkerSession, tmp_path: Path) -> None:
+    data = rows(tmp_path / "rows.jsonl")
     with variables(CELORA_FETCH_PATIENCE_SECONDS="600"):
-        job_id, fence = placed(base_model="owner/tiny", dataset="x.jsonl")
+        job_id, fence = placed(base_model="owner/tiny", dataset=str(data))
 
         def cancel() -> None:
             until(lambda: "did not answer" in (records.job(job_id).activity or ""))

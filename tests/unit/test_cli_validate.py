@@ -59,6 +59,18 @@ def test_bad_rows_are_listed_with_line_and_remedy(
     assert (report["ok"], report["problem_count"], report["problems"][0]["line"]) == (False, 1, 2)
 
 
+def test_of_rows_without_a_known_shape_nothing_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"foo": 1}\n' * 5)
+    assert command(str(path)) == 2
+    told = capsys.readouterr()
+    assert "the columns are: foo" in told.err
+    assert "shape" in told.out
+    assert "read" not in told.out
+
+
 def test_a_mistyped_field_is_told_as_its_option(
     rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,6 @@ def test_the_command(celora: Callable[..., tuple[int, str, str]]) -> None:
         "when": told["settings"][0]["when"],
         "default": "16",
     }
-    code, out, err = celora("guide", "--topic", "weather")
+    code, out, err = celora("guide", "weather")
     assert code != 0
     assert "learning-rate" in err
