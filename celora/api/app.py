@@ -25,6 +25,7 @@ _ROUTERS = (
     "celora.api.serving",
     "celora.api.health",
     "celora.api.metrics",
+    "celora.api.page",
 )
 _TITLE = "Celora"
 _ABOUT = """
@@ -50,10 +51,10 @@ def create_app() -> FastAPI:
         title=_TITLE,
         version=version("celora"),
         description=_ABOUT,
+        docs_url=None,  # celora.api.page has one that needs no other server
         redoc_url=None,
         redirect_slashes=False,  # a redirect has no shape of ours, and behind a proxy no address
         lifespan=_living,
-        swagger_ui_parameters={"persistAuthorization": False},
     )
     meters = Meters()
     app.state.meters = meters

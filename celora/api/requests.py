@@ -17,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from celora.api import page
 from celora.api.errors import ApiError, answer, too_large, unexpected
 from celora.api.logs import request_id
 from celora.api.meters import Meters
@@ -35,12 +36,6 @@ _SECURITY = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-# The page at /docs takes its scripts from there.
-_PAGE_POLICY = (
-    "default-src 'none'; script-src https://cdn.jsdelivr.net 'unsafe-inline'; style-src"
-    " https://cdn.jsdelivr.net 'unsafe-inline'; img-src https://fastapi.tiangolo.com data:;"
-    " connect-src 'self'; frame-ancestors 'none'"
-)
 
 
 class Requests:
@@ -117,7 +112,7 @@ class _Request:
             for name, value in _SECURITY.items():
                 headers.setdefault(name, value)
             if self.scope["path"] == "/docs":
-                headers["content-security-policy"] = _PAGE_POLICY
+                headers["content-security-policy"] = page.POLICY
             if (rate := self.scope["state"].get("rate")) is not None:
                 headers.update(rate.headers())
         await self._send(message)

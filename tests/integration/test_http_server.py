@@ -316,6 +316,17 @@ def test_the_page_describes_every_error_and_the_keys(http: httpx.Client) -> None
             if path.startswith("/v1/"):
                 assert operation["security"] == [{"HTTPBearer": []}], (verb, path)
                 assert {"400", "401", "403", "404", "429"} <= set(operation["responses"])
+
+
+def test_the_page_takes_nothing_from_another_server(http: httpx.Client) -> None:
     docs = http.get("/docs")
     assert docs.status_code == 200
-    assert "cdn.jsdelivr.net" in docs.headers["content-security-policy"]
+    assert "://" not in docs.headers["content-security-policy"]
+    found = re.findall(r'(?:src|href)="([^"]+)"', docs.text)
+    parts = [name for name in found if not name.startswith("data:")]
+    assert sorted(parts) == ["docs/swagger-ui-bundle.js", "docs/swagger-ui.css"]
+    for name in parts:
+        assert len(http.get(f"/{name}").raise_for_status().content) > 100_000
+    assert "url: 'openapi.json'" in docs.text
+    assert http.get("/docs/../main.py").status_code == 404
+    assert http.get("/docs/main.py").json()["error"]["code"] == "not_found"
