@@ -77,7 +77,8 @@ def _notes(plan: Plan) -> Iterator[str]:
     for pace in sorted({one.pace for one in plan.fits if one.pace}):
         yield f"Hours from {pace}."
     if plan.training_tokens is not None and not any(one.pace for one in plan.fits):
-        yield "No job like it has finished on these GPUs yet: no hours are known, and no cost."
+        yield "No job of this method has finished on these GPUs yet, and their speed is not among"
+        yield "the published ones that Celora knows: no hours are known, and no cost."
     for device in sorted({one.device for one in plan.fits if one.price_per_hour is None}):
         yield f"No price is set for {device}: `celora prices set` sets one."
 

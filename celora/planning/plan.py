@@ -8,11 +8,19 @@ from typing import Any
 from celora.planning.architecture import architecture_of
 from celora.planning.correction import Correction, correction_from
 from celora.planning.memory import Architecture, Memory, estimate, largest_micro_batch
+from celora.planning.paces import pace_on
 from models.errors import UnavailableError
 from models.gpu_wish import GpuWish
 from models.queries.gpus import GpuView, list_gpus
 from models.queries.rollups import hourly_prices
-from models.queries.throughput import Measured, Peak, measured_peaks, measured_throughput
+from models.queries.throughput import (
+    Measured,
+    Peak,
+    Work,
+    measured_peaks,
+    measured_throughput,
+    measured_work,
+)
 from models.session import transaction
 from models.spec import JobSpec
 from training_data.validate import Report
@@ -97,7 +105,7 @@ def make_plan(spec: JobSpec, data: Report | None = None, model: Architecture | N
                 row_tokens=row_tokens,
                 # Only CUDA peaks are on record: a CPU's estimate stays as it is.
                 factor=correction.factor if view.kind == "cuda" else 1.0,
-                hours=_hours(view, tokens, known.paces),
+                hours=_hours(view, tokens, spec, model, known),
                 price=known.prices.get(view.model),
             )
             for view, count in known.gpus
@@ -150,6 +158,7 @@ class _Known:
 
     gpus: tuple[tuple[GpuView, int], ...] = ()  # that the job may use, each kind once with a count
     paces: tuple[Measured, ...] = ()
+    work: tuple[Work, ...] = ()
     peaks: tuple[Peak, ...] = ()
     prices: dict[str, float | None] = field(default_factory=dict)
 
@@ -164,6 +173,7 @@ def _on_record(spec: JobSpec) -> _Known:
                     session, base_model=base_model, method=method, dpo_base=spec.dpo_base
                 )
             )
+            work = tuple(measured_work(session, method=method, dpo_base=spec.dpo_base))
             peaks = tuple(measured_peaks(session, base_model=base_model, method=method))
             prices = hourly_prices(session)
     except UnavailableError:
@@ -173,7 +183,7 @@ def _on_record(spec: JobSpec) -> _Known:
         if view.state != "stale" and _is_wanted(GpuWish.of(spec), view):
             kinds.setdefault((view.model, view.memory_bytes), []).append(view)
     gpus = tuple((same[0], len(same)) for same in kinds.values())
-    return _Known(gpus, paces, peaks, prices)
+    return _Known(gpus, paces, work, peaks, prices)
 
 
 def _is_wanted(wish: GpuWish, gpu: GpuView) -> bool:
@@ -219,13 +229,12 @@ def _fit(
 
 
 def _hours(
-    view: GpuView, tokens: int | None, measured: tuple[Measured, ...]
+    view: GpuView, tokens: int | None, spec: JobSpec, model: Architecture, known: _Known
 ) -> tuple[float | None, str | None]:
-    same = next((one for one in measured if one.device == view.model), None)
-    if tokens is None or same is None:
+    pace = pace_on(view.model, on_device(spec, view.kind), model, known.paces, known.work)
+    if tokens is None or pace is None:
         return None, None
-    basis = f"{same.tokens_per_second:,.0f} tokens/s in {same.jobs} finished jobs like it"
-    return tokens / same.tokens_per_second / 3600, basis
+    return tokens / pace.tokens_per_second / 3600, pace.basis
 
 
 def record(plan: Plan) -> dict[str, Any]:

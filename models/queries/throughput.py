@@ -19,6 +19,15 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Of finished jobs on any base, on one kind of device: medians of parameters × tokens/s."""
+
+    device: str
+    jobs: int
+    parameter_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class Peak:
     """The most that a finished job had allocated on its CUDA device, and what it was."""
 
@@ -40,6 +49,15 @@ def measured_throughput(
     asked = {"base_model": base_model, "method": method, "dpo_base": dpo_base}
     rows = session.execute(_MEASURED, asked | {"max_jobs": max_jobs})
     return [Measured(*row) for row in rows]
+
+
+def measured_work(
+    session: Session, *, method: str, dpo_base: str = "lora", max_jobs: int = 50
+) -> list[Work]:
+    """From the newest finished jobs with the same method, whatever their base, by device. As above,
+    only those that ran in one attempt."""
+    asked = {"method": method, "dpo_base": dpo_base, "max_jobs": max_jobs}
+    return [Work(*row) for row in session.execute(_WORK, asked)]
 
 
 def measured_peaks(
@@ -70,6 +88,27 @@ _MEASURED = text("""
            percentile_cont(0.5) WITHIN GROUP (
                ORDER BY CAST(result ->> 'trained_tokens' AS float8)
                         / CAST(result ->> 'seconds' AS float8))
+    FROM newest
+    GROUP BY result ->> 'device'
+    ORDER BY 2 DESC, 1
+""")
+
+_WORK = text("""
+    WITH newest AS (
+        SELECT result FROM jobs
+        WHERE method = :method AND state = 'completed'
+          AND coalesce(spec ->> 'dpo_base', 'lora') = :dpo_base
+          AND CAST(result ->> 'seconds' AS float8) > 0
+          AND CAST(result ->> 'resumed_at_step' AS int) = 0
+          AND result ->> 'total_parameters' IS NOT NULL
+        ORDER BY finished_at DESC
+        LIMIT :max_jobs
+    )
+    SELECT result ->> 'device', count(*),
+           percentile_cont(0.5) WITHIN GROUP (
+               ORDER BY CAST(result ->> 'trained_tokens' AS float8)
+                        / CAST(result ->> 'seconds' AS float8)
+                        * CAST(result ->> 'total_parameters' AS float8))
     FROM newest
     GROUP BY result ->> 'device'
     ORDER BY 2 DESC, 1

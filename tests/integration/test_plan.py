@@ -224,6 +224,31 @@ def test_gpus_of_the_pool_hours_and_cost_from_like_jobs(base: Path, counted: Arc
     assert make_plan(spec(base, gpu_model="a100"), model=counted).fits == ()
 
 
+def test_without_like_jobs_hours_come_from_others_by_size_or_by_a_rule(
+    base: Path, counted: Architecture
+) -> None:
+    records.add_gpu(0)
+    with transaction() as session:
+        session.execute(text("UPDATE gpus SET kind = 'cuda', model = 'NVIDIA H100 80GB HBM3'"))
+    wanted = spec(base, max_steps=10, max_sequence_length=2048)
+    tokens = 10 * 16 * 2048
+    (ruled,) = make_plan(wanted, model=counted).fits
+    size = counted.parameters + counted.trainable
+    assert ruled.gpu_hours == pytest.approx(tokens / (0.3 * 989e12 / (6 * size)) / 3600)
+    assert "assumed: 30% of its published 989 TFLOPS" in (ruled.pace or "")
+
+    finished_on_cuda(Path("/another"), 10**9)
+    # It trained 3,600 tokens/s with ten times the parameters.
+    with transaction() as session:
+        session.execute(
+            text("UPDATE jobs SET result = result || jsonb_build_object('total_parameters', :n)"),
+            {"n": 10 * size},
+        )
+    (by_size,) = make_plan(wanted, model=counted).fits
+    assert by_size.gpu_hours == pytest.approx(tokens / 36_000 / 3600)
+    assert "by size, from 1 finished jobs of method lora on other bases" in (by_size.pace or "")
+
+
 def test_measured_peaks_on_cuda_correct_the_activations_of_like_jobs(
     base: Path, counted: Architecture
 ) -> None:

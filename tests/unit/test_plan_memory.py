@@ -17,6 +17,7 @@ from celora.planning.memory import (
     optimizer_bytes,
     weight_bytes,
 )
+from celora.planning.paces import pace_on
 from celora.planning.plan import on_device
 from models.spec import JobSpec
 
@@ -146,3 +147,23 @@ def test_dpo_reads_two_sequences_a_pair_and_its_reference(held_as: str) -> None:
         assert part(pairs, name) == part(rows, name)
     assert 0 < part(pairs, "reference") < 0.5 * part(pairs, "activations")
     assert pairs.precision == rows.precision
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens_per_second"),
+    [
+        ("NVIDIA H100 80GB HBM3", 0.3 * 989e12 / 6 / 8.072e9),
+        ("NVIDIA A100-SXM4-80GB", 0.3 * 312e12 / 6 / 8.072e9),
+        ("NVIDIA L40S", 0.3 * 362e12 / 6 / 8.072e9),
+        ("NVIDIA L4", 0.3 * 121e12 / 6 / 8.072e9),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("cpu (2 threads)", None),
+    ],
+)
+def test_a_pace_by_rule_of_thumb(device: str, tokens_per_second: float | None) -> None:
+    pace = pace_on(device, spec(method="lora"), LLAMA_8B, (), ())
+    if tokens_per_second is None:
+        assert pace is None
+    else:
+        assert pace is not None
+        assert pace.tokens_per_second == pytest.approx(tokens_per_second, rel=0.01)
