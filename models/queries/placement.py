@@ -119,6 +119,7 @@ _NEXT_TO_PREPARE = text("""
         SELECT id, coalesce((SELECT max(name) FROM jsonb_object_keys(labels) AS name
                              WHERE starts_with(name, :prefix)), '') AS ability
         FROM gpu_needs
+        ORDER BY id  -- along its index: else the whole statement is taken for costly, and compiled
     ), preparing AS (
         SELECT jobs.tenant_id, jobs.user_name, coalesce(needs.ability, '') AS ability,
                count(*) AS jobs
