@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
+import httpx
 import kombu
 import psutil
 import pytest
@@ -21,6 +23,7 @@ from models.session import transaction
 from models.spec import JobSpec
 from models.states import StopReason
 from models.tables import Attempt, Counter, Job
+from tests.api_server import key_for
 from tests.faults.conftest import Observe
 from tests.foreign_app import foreign_app
 from tests.postgres_server import free_port
@@ -222,3 +225,39 @@ def test_a_killed_flower_changes_nothing_for_jobs(pool: Stack, observe: Observe)
     assert outcomes(job_id) == ["completed"]
     steps_once(job_id, 150)
     observe("seconds that the job went on without Flower", time.monotonic() - began)
+
+
+@pytest.mark.fault(24)
+def test_a_killed_api_changes_nothing_for_jobs(pool: Stack, observe: Observe) -> None:
+    port = free_port()
+    key = key_for("default", user="ada")
+
+    def answer(path: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.get(f"http://127.0.0.1:{port}{path}", headers=headers, timeout=10)
+
+    def up() -> bool:
+        try:
+            return answer("/v1/fine_tuning/jobs").status_code == HTTPStatus.OK
+        except httpx.TransportError:
+            return False
+
+    api = pool.start("api", "--port", str(port))
+    pool.wait_until("the API is up", up)
+    job_id = submit("steps=150&step_seconds=0.02")
+    at_step(pool, job_id, 5)
+    served = psutil.Process(api.pid)
+    pool.kill(api)
+    assert is_gone(served)
+    with pytest.raises(httpx.ConnectError):
+        answer("/v1/fine_tuning/jobs")
+    began = time.monotonic()
+    in_state(pool, job_id, "completed")
+    assert outcomes(job_id) == ["completed"]
+    steps_once(job_id, 150)
+    observe("seconds that the job went on without the API", time.monotonic() - began)
+    # Another one tells how it ended: it kept nothing to itself.
+    again = pool.start("api", "--port", str(port))
+    pool.wait_until("the next API is up", up)
+    assert answer(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] == "succeeded"
+    pool.stop(again)
