@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DataError as UnstorableError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -53,6 +53,16 @@ class ApiError(HTTPException):
         self.type = type_
 
 
+_EXAMPLE: Any = {
+    "error": {
+        "message": "there is no file 'file-none'",
+        "type": "invalid_request_error",
+        "param": "training_file",
+        "code": "file_not_found",
+    }
+}
+
+
 class ErrorFields(BaseModel):
     message: str
     type: Literal["invalid_request_error", "requests", "server_error"]
@@ -62,6 +72,8 @@ class ErrorFields(BaseModel):
 
 class ErrorAnswer(BaseModel):
     """What every answer but a good one holds."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     error: ErrorFields
 

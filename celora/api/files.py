@@ -156,6 +156,7 @@ def list_files(
 
 @router.get("/{file_id}")
 def retrieve_file(caller: Reader, file_id: FileId) -> File:
+    """What is known of an upload, or of a job's result file."""
     with transaction() as session:
         if (job_id := job_of_result(file_id)) is not None:
             return _result(session, own_finished(session, caller, job_id))

@@ -29,7 +29,7 @@ from models.tables import Job
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 JobId = Annotated[str, Path(max_length=64, description="As it was answered: `ftjob-…`.")]
-Limit = Annotated[int, Query(ge=1, le=100)]
+Limit = Annotated[int, Query(ge=1, le=100, description="How many in a page.")]
 After = Annotated[str | None, Query(max_length=64, description="The last id of the page before.")]
 IdempotencyKey = Annotated[
     Annotated[str, StringConstraints(min_length=1, max_length=255)] | None,
@@ -106,6 +106,7 @@ def list_jobs(request: Request, caller: Reader, after: After = None, limit: Limi
 
 @router.get("/{job_id}")
 def retrieve_job(caller: Reader, job_id: JobId) -> FineTuningJob:
+    """A job as it stands."""
     with transaction() as session:
         return answer(session, own_job(session, caller, job_id))
 

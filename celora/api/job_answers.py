@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from celora.api.hyperparameters import AnsweredDpo, AnsweredHyperparameters, answered
 from celora.api.model_names import checkpoint_name, model_name
@@ -67,8 +67,39 @@ class AnsweredMethod(BaseModel):
     dpo: AnsweredDpoMethod | None = None
 
 
+_ANSWERED: Any = {
+    "id": "ftjob-Ab12Cd34Ef56Gh78Ij90Kl12",
+    "object": "fine_tuning.job",
+    "created_at": 1767225600,
+    "finished_at": 1767229200,
+    "model": "Qwen/Qwen2.5-0.5B-Instruct",
+    "fine_tuned_model": "ft:Qwen/Qwen2.5-0.5B-Instruct:acme:support:Ab12Cd34",
+    "organization_id": "acme",
+    "status": "succeeded",
+    "hyperparameters": {"batch_size": 16, "learning_rate_multiplier": 1.0, "n_epochs": 2},
+    "training_file": "file-AbCdEfGhIjKlMnOpQrStUvWx",
+    "validation_file": None,
+    "result_files": ["file-result-Ab12Cd34Ef56Gh78Ij90Kl12"],
+    "trained_tokens": 120000,
+    "seed": 7,
+    "error": None,
+    "estimated_finish": None,
+    "integrations": None,
+    "metadata": {"team": "support"},
+    "method": {
+        "type": "supervised",
+        "supervised": {
+            "hyperparameters": {"batch_size": 16, "learning_rate_multiplier": 1.0, "n_epochs": 2}
+        },
+    },
+    "user_provided_suffix": "support",
+}
+
+
 class FineTuningJob(BaseModel):
     """OpenAI's fine-tuning job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_ANSWERED]})
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"

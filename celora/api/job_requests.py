@@ -35,9 +35,9 @@ class Method(Strict):
     type: Literal["supervised", "dpo", "reinforcement"] = Field(
         description="`reinforcement` is refused: there are no graders here."
     )
-    supervised: Supervised | None = None
-    dpo: Dpo | None = None
-    reinforcement: dict[str, Any] | None = None
+    supervised: Supervised | None = Field(None, description="For `type: supervised` alone.")
+    dpo: Dpo | None = Field(None, description="For `type: dpo` alone.")
+    reinforcement: dict[str, Any] | None = Field(None, description="Refused.")
 
 
 class Wandb(Strict):
@@ -69,8 +69,34 @@ CeloraOptions: type[BaseModel] = create_model(
 )
 
 
+# For the page at /docs: what is shown of a request, and filled in where one is tried.
+_ASKED: list[Any] = [
+    {
+        "model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "training_file": "file-AbCdEfGhIjKlMnOpQrStUvWx",
+        "suffix": "support",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        "metadata": {"team": "support"},
+        "celora": {"method": "qlora", "rank": 32, "priority": 5},
+    },
+    {
+        "model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "training_file": "file-AbCdEfGhIjKlMnOpQrStUvWx",
+        "method": {
+            "type": "dpo",
+            "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": "auto"}},
+        },
+    },
+]
+_ASKED_SHORT: list[Any] = [
+    {"base_model": "Qwen/Qwen2.5-0.5B-Instruct", "dataset": "owner/rows", "epochs": 2, "rank": 8}
+]
+
+
 class CreateJob(Strict):
     """OpenAI's request for a fine-tuning job. In Python, `celora` rides in `extra_body`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": _ASKED})
 
     model: str = Field(
         min_length=1, max_length=256, description="A hub name (owner/model), or an alias."
@@ -80,12 +106,16 @@ class CreateJob(Strict):
     suffix: str | None = Field(
         None, min_length=1, max_length=64, description="A part of the fine-tuned model's name."
     )
-    seed: int | None = Field(None, ge=0, le=2_147_483_647)
-    metadata: Metadata | None = None
+    seed: int | None = Field(
+        None, ge=0, le=2_147_483_647, description="Without one, a random number is answered."
+    )
+    metadata: Metadata | None = Field(
+        None, description="Up to 16 pairs, by which the list can be filtered."
+    )
     integrations: list[Integration] | None = Field(
         None, max_length=1, description="One W&B run that the job writes to."
     )
-    method: Method | None = None
+    method: Method | None = Field(None, description="Without one, `supervised`.")
     hyperparameters: Hyperparameters | None = Field(
         None, description="The older place of the method's `hyperparameters`, which win."
     )
@@ -96,7 +126,7 @@ class CreateJob(Strict):
 
 ShortForm: type[BaseModel] = create_model(
     "ShortForm",
-    __config__=ConfigDict(extra="forbid"),
+    __config__=ConfigDict(extra="forbid", json_schema_extra={"examples": _ASKED_SHORT}),
     __doc__="A job in JobSpec's own words (docs/jobspec.md).",
     **_optional_fields(set(JobSpec.model_fields) - {"base_model", "dataset"}),
     base_model=(str, Field(min_length=1, max_length=256, description="Hub name, or an alias.")),

@@ -54,6 +54,7 @@ async def list_models(request: Request, caller: Reader) -> ModelPage:
 
 @router.get("/{model:path}")
 async def retrieve_model(request: Request, caller: Reader, model: ModelName) -> Model:
+    """A fine-tuned model of the tenant's own, one of its checkpoints, an alias, a served model."""
     named = parse_name(model)
     if named is None:
         if model in aliases() or model in await served_bases(request.app):

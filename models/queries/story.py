@@ -51,13 +51,22 @@ _AT_STEPS = text("""
     WHERE job_id = :job_id AND stage = 'train' AND step = ANY (CAST(:steps AS integer[]))
 """)
 
-# A step is told where the trainer has told it: at its learning rate.
+# A step is told where the trainer has told it: at its learning rate, or else, where held-out rows
+# were read between two such steps, at their loss.
 _TOLD = """
     SELECT created_at AS at, 'e' AS kind, id AS number, level, message, data
     FROM events WHERE job_id = :job_id
     UNION ALL
     SELECT recorded_at, 'm', step, 'info', NULL, NULL
     FROM metrics WHERE job_id = :job_id AND stage = 'train' AND name = 'learning_rate'
+    UNION ALL
+    SELECT recorded_at, 'm', step, 'info', NULL, NULL
+    FROM metrics AS held_out
+    WHERE job_id = :job_id AND stage = 'train' AND name = 'eval_loss' AND NOT EXISTS (
+        SELECT FROM metrics
+        WHERE job_id = :job_id AND stage = 'train' AND name = 'learning_rate'
+          AND step = held_out.step
+    )
 """
 _WITH_DATA = """
     SELECT at, kind, number, level, message, coalesce(data, (

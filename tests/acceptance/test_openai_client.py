@@ -103,6 +103,22 @@ def rows(count: int = 12) -> bytes:
     return "\n".join(json.dumps({"messages": one}) for one in messages).encode()
 
 
+def pairs() -> bytes:
+    """The example's preference pairs, as OpenAI writes them."""
+    example = Path(__file__).parents[2] / "examples" / "smart_home_preferences" / "pairs.jsonl"
+    told = [json.loads(line) for line in example.read_text().splitlines()]
+    return "\n".join(
+        json.dumps(
+            {
+                "input": {"messages": [{"role": "user", "content": pair["prompt"]}]},
+                "preferred_output": [{"role": "assistant", "content": pair["chosen"]}],
+                "non_preferred_output": [{"role": "assistant", "content": pair["rejected"]}],
+            }
+        )
+        for pair in told
+    ).encode()
+
+
 @pytest.fixture(scope="module")
 def training_file(client: OpenAI) -> str:
     return client.files.create(file=("train.jsonl", rows()), purpose="fine-tune").id
@@ -375,7 +391,8 @@ def test_what_is_wrong_is_named(
         assert refused.value.code == code
 
 
-def test_dpo_and_wandb_are_answered_as_they_were_asked(client: OpenAI, training_file: str) -> None:
+def test_dpo_and_wandb_are_answered_as_they_were_asked(client: OpenAI) -> None:
+    training_file = client.files.create(file=("pairs.jsonl", pairs()), purpose="fine-tune").id
     run = {"project": "bots", "name": "first", "entity": "team", "tags": ["a", "b"]}
     job = client.fine_tuning.jobs.create(
         model="endless",
@@ -394,7 +411,9 @@ def test_dpo_and_wandb_are_answered_as_they_were_asked(client: OpenAI, training_
     client.fine_tuning.jobs.cancel(job.id)
 
 
-def test_the_same_key_makes_no_second_job(client: OpenAI, training_file: str) -> None:
+def test_the_same_key_makes_no_second_job(stack: Stack, client: OpenAI) -> None:
+    training_file = client.files.create(file=("once.jsonl", rows()), purpose="fine-tune").id
+
     def create(seed: int) -> FineTuningJob:
         return client.fine_tuning.jobs.create(
             model="endless",
@@ -409,6 +428,9 @@ def test_the_same_key_makes_no_second_job(client: OpenAI, training_file: str) ->
         create(2)
     assert refused.value.code == "idempotency_key_reused"
     client.fine_tuning.jobs.cancel(first.id)
+    stack.wait_until("it ends", lambda: client.fine_tuning.jobs.retrieve(first.id).finished_at)
+    client.files.delete(training_file)
+    assert create(1).id == first.id  # an answer that was not heard is given again, come what may
 
 
 def test_the_short_form(stack: Stack, raw: httpx.Client, training_file: str) -> None:
@@ -531,15 +553,19 @@ def test_a_job_on_real_rows(stack: Stack, shared_data: Path, tmp_path: Path) -> 
         }
         for row in map(json.loads, lines)
     ]
-    content = "\n".join(map(json.dumps, chats)).encode()
+    content, validation = (
+        "\n".join(map(json.dumps, part)).encode() for part in (chats[:150], chats[150:])
+    )
     with (
         api(stack, CELORA_MODEL_ALIASES=f"tiny={base}") as url,
         OpenAI(base_url=url, api_key=key_for(TENANT)) as client,
     ):
         file = client.files.create(file=("gsm8k.jsonl", content), purpose="fine-tune")
+        held_out = client.files.create(file=("valid.jsonl", validation), purpose="fine-tune")
         job = client.fine_tuning.jobs.create(
             model="tiny",
             training_file=file.id,
+            validation_file=held_out.id,
             suffix="gsm8k",
             method={
                 "type": "supervised",
@@ -555,7 +581,6 @@ def test_a_job_on_real_rows(stack: Stack, shared_data: Path, tmp_path: Path) -> 
                 "celora": {
                     "max_sequence_length": 512,
                     "checkpoint_every_steps": 10,
-                    "eval_every_steps": 10,
                     "log_every_steps": 1,
                     "eval_generate_rows": 2,
                     "eval_max_new_tokens": 8,
@@ -573,6 +598,40 @@ def test_a_job_on_real_rows(stack: Stack, shared_data: Path, tmp_path: Path) -> 
         newest, oldest = ([step["train_loss"] for step in part] for part in (steps[:5], steps[-5:]))
         assert sum(newest) < sum(oldest)
         (last, *_) = client.fine_tuning.jobs.checkpoints.list(job.id).data
+        assert last.metrics.valid_loss == last.metrics.full_valid_loss
         assert last.metrics.valid_loss is not None
+        assert 0 <= (last.metrics.full_valid_mean_token_accuracy or 0) <= 1
+        assert last.metrics.valid_mean_token_accuracy is not None
         table = client.files.content(done.result_files[0]).text
         assert table.startswith("step,train_loss,train_accuracy,valid_loss")
+        assert [row["step"] for row in csv.DictReader(io.StringIO(table)) if row["valid_loss"]]
+        _pairs_are_moved_apart(stack, client)
+
+
+def _pairs_are_moved_apart(stack: Stack, client: OpenAI) -> None:
+    """Preference pairs, uploaded and trained on with method dpo."""
+    file = client.files.create(file=("pairs.jsonl", pairs()), purpose="fine-tune")
+    numbers = {"batch_size": 4, "learning_rate_multiplier": 200, "beta": 0.1}
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=file.id,
+        method={"type": "dpo", "dpo": {"hyperparameters": numbers}},  # type: ignore[typeddict-item]
+        extra_body={
+            "celora": {
+                "max_steps": 8,
+                "eval_every_steps": 4,
+                "validation_fraction": 0.1,
+                "eval_generate_rows": 2,
+                "eval_max_new_tokens": 4,
+            }
+        },
+    )
+    done = finish(stack, client, job.id, seconds=300)
+    assert done.status == "succeeded", done.error
+    steps: list[Any] = [
+        event.data
+        for event in client.fine_tuning.jobs.list_events(job.id)
+        if event.type == "metrics"
+    ]
+    margins = {step["step"]: step.get("eval_rewards/margins") for step in steps}
+    assert 0 < margins[4] < margins[8]

@@ -12,6 +12,7 @@ from models.queries import history, products
 from models.queries.attempts import Claim
 from models.queries.history import LogEntry, MetricRow, Progress
 from models.queries.notify import listen
+from models.queries.story import read_story
 from models.session import transaction
 from models.states import Outcome, Stage
 from models.tables import Counter, Metric
@@ -63,6 +64,18 @@ def test_a_step_that_is_run_again_is_counted_once() -> None:
     with transaction() as session:
         fences = session.scalars(select(Metric.fence).order_by(Metric.step)).all()
     assert fences == [taken.fence] * 3 + [again.fence] * 2
+
+
+def test_a_step_is_told_where_the_trainer_or_the_held_out_rows_told_it() -> None:
+    taken = running()
+    write(taken, [("train_loss", step, 1.0) for step in (1, 2, 3)])
+    write(taken, [("learning_rate", 1, 1e-4), ("learning_rate", 3, 1e-4)])
+    write(taken, [("eval_loss", 2, 2.5), ("eval_loss", 3, 2.0)])
+    with transaction() as session:
+        told = read_story(session, taken.job_id, limit=20)
+    steps = {entry.mark.number: entry.data for entry in told if entry.mark.kind == "m"}
+    assert steps[2] == {"train_loss": 1.0, "eval_loss": 2.5}
+    assert sorted(entry.mark.number for entry in told if entry.mark.kind == "m") == [1, 2, 3]
 
 
 def test_a_loss_that_is_not_a_number_is_kept_as_such() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from celora.api.errors import ApiError
+from celora.api.app import create_app
+from celora.api.errors import ApiError, ErrorAnswer
 from celora.api.finetune import _standing
 from celora.api.hyperparameters import (
     AnsweredDpo,
@@ -19,8 +21,9 @@ from celora.api.hyperparameters import (
     auto_epochs,
     spec_fields,
 )
-from celora.api.job_mapping import Files, base_model, digest, openai_spec
-from celora.api.job_requests import CreateJob
+from celora.api.job_answers import FineTuningJob
+from celora.api.job_mapping import Files, base_model, digest, openai_spec, short_spec
+from celora.api.job_requests import CreateJob, ShortForm
 from celora.api.model_names import parse_name, shown_base, shown_suffix
 from celora.api.stream_messages import parse_place
 from models.errors import SpecError
@@ -72,6 +75,20 @@ def test_rows_to_validate_on_are_read_at_each_checkpoint() -> None:
     assert spec_of(files, celora={"checkpoint_every_steps": 7}).eval_every_steps == 7
     assert spec_of(files, celora={"eval_every_steps": 3}).eval_every_steps == 3
     assert spec_of().eval_every_steps is None
+
+
+def test_the_examples_of_the_page_are_what_it_says() -> None:
+    page = create_app().openapi()["components"]["schemas"]
+    for example in page["CreateJob"]["examples"]:
+        assert openai_spec(CreateJob.model_validate(example), FILES, seed=5)
+    for example in page["ShortForm"]["examples"]:
+        sent: BaseModel = ShortForm.model_validate(example)
+        assert short_spec(sent.model_dump(exclude_unset=True), FILES).rank == 8
+    for shown in (FineTuningJob, ErrorAnswer):
+        assert page[shown.__name__]["examples"]  # where FastAPI leaves out what is null
+        (example,) = shown.model_json_schema()["examples"]
+        assert shown.model_validate(example, strict=True)
+        assert set(example) == set(shown.model_fields)
 
 
 def test_dpo() -> None:
