@@ -324,7 +324,8 @@ class StageEnd:
         self.trackers.finish(result, outcome)
         self.session.release()
         if outcome in _FOR_GOOD and not store.is_local(settings().artifacts_url):
-            _remove_later(store.work_folder(self.claim.job_id, self.claim.fence))
+            # With what was fetched of the attempts before, on this host or another.
+            _remove_later(store.work_folder(self.claim.job_id, self.claim.fence).parent)
         return said
 
 

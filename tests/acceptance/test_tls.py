@@ -1,116 +1,53 @@
 """Broker and database over TLS: encrypted, and only with a certificate that can be trusted.
 
-Servers of the tests' own with certificates made for the run. PostgreSQL from the wheel has no TLS
-compiled in: Debian's is used.
+Servers of the tests' own with certificates made for the run (tests/tls_servers.py).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
-import trustme
 
-import migrations
-from celora.local.binaries import Runner, runner
 from models.errors import SetupError
-from tests import apt, own_rabbitmq, postgres_server
+from tests import tls_servers
 from tests.conftest import unavailable
 from tests.environment import variables
-from tests.postgres_server import free_port
 from tests.scripted_jobs import FAST, in_state, submit, words
 from tests.stack import Stack
+from tests.tls_servers import Certificates
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]  # two servers of its own: half a minute
 
 
-@dataclass(frozen=True, slots=True)
-class Certificates:
-    authority: Path
-    stranger: Path  # an authority that signed nothing here
-    certificate: Path
-    key: Path
-
-
 @pytest.fixture(scope="module")
 def certificates(server_folder: Path) -> Certificates:
-    folder = server_folder / "tls"
-    folder.mkdir(mode=0o755)
-    authority = trustme.CA()
-    server = authority.issue_cert("localhost", "127.0.0.1")  # kombu makes the one the other
-    made = Certificates(*(folder / name for name in ("ca.pem", "other.pem", "server.pem", "key")))
-    authority.cert_pem.write_to_path(made.authority)
-    trustme.CA().cert_pem.write_to_path(made.stranger)
-    made.certificate.write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-    server.private_key_pem.write_to_path(made.key)
-    made.key.chmod(0o600)
-    user = runner().user
-    if user is not None:
-        shutil.chown(made.key, user)
-    return made
+    names = ("localhost", "127.0.0.1")  # kombu makes the one the other
+    return tls_servers.certificates(server_folder / "tls", *names)
 
 
 @pytest.fixture(scope="module")
 def tls_broker(certificates: Certificates, server_folder: Path) -> Iterator[str]:
-    """URL of a broker that takes TLS alone."""
     folder = server_folder / "tls-rabbitmq"
-    folder.mkdir()
-    key = folder / "key.pem"  # one more copy: the database's user alone reads the other
-    key.write_bytes(certificates.key.read_bytes())
-    port = free_port()
-    configuration = (
-        f"listeners.ssl.local = 127.0.0.1:{port}\n"
-        f"ssl_options.cacertfile = {certificates.authority}\n"
-        f"ssl_options.certfile = {certificates.certificate}\n"
-        f"ssl_options.keyfile = {key}\n"
-        "ssl_options.verify = verify_none\n"
-    )
     try:
-        with own_rabbitmq.own_server(folder, configuration=configuration):
-            yield f"amqps://guest:guest@localhost:{port}"
+        with tls_servers.broker(folder, certificates, address="127.0.0.1", name="localhost") as url:
+            yield url
     except SetupError as error:
         unavailable(str(error))
 
 
 @pytest.fixture(scope="module")
 def tls_database(certificates: Certificates, server_folder: Path) -> Iterator[str]:
-    """URL of a migrated database that lets nobody in without TLS."""
     folder = server_folder / "tls-postgres"
-    folder.mkdir(mode=0o755)
     try:
-        programs = Runner(_debian_programs(), runner().user)
+        with tls_servers.database(
+            folder, certificates, address="127.0.0.1", name="localhost"
+        ) as url:
+            yield url
     except SetupError as error:
         unavailable(str(error))
-    settings = (
-        f"-c ssl=on -c ssl_cert_file={certificates.certificate} -c ssl_key_file={certificates.key}"
-    )
-    with postgres_server.own_server(folder, programs=programs, settings=settings) as server:
-        rules = folder / "data" / "pg_hba.conf"
-        rules.write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
-        with server.connect() as connection:
-            connection.execute("SELECT pg_reload_conf()")
-        url = server.url.replace("127.0.0.1", "localhost")
-        verified = f"{url}?sslmode=verify-full&sslrootcert={certificates.authority}"
-        migrations.upgrade(verified)
-        yield verified
-
-
-def _debian_programs() -> Path:
-    """The folder with initdb and pg_ctl of the newest version that is installed."""
-
-    def installed() -> list[Path]:
-        found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-        return sorted((path.parent for path in found), key=lambda folder: int(folder.parent.name))
-
-    if not installed():
-        apt.install("postgresql", remedy="install PostgreSQL's Debian package")
-    if not installed():
-        raise SetupError("apt did not install PostgreSQL", remedy="install its Debian package")
-    return installed()[-1]
 
 
 @pytest.fixture(scope="module")
