@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gpu_worker.protocol import Exported, Run
@@ -76,9 +78,9 @@ class Export:
 
     @property
     def model_bytes(self) -> int:
-        """Of one copy in bfloat16, at most (the files may hold wider numbers)."""
+        """Of one copy in bfloat16, whatever its files hold."""
         folder = self._trained if self._work.kind == "model" else self._base
-        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return sum(_bfloat16_bytes(path) for path in folder.glob("*.safetensors"))
 
     def read(self, model: Any, what: str) -> Logits:
         """The logits of a model as it was trained."""
@@ -237,6 +239,12 @@ class Export:
             digest=weights_digest(self._target),
             report=report,
         )
+
+
+def _bfloat16_bytes(path: Path) -> int:
+    with safe_open(path, framework="pt") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
+    return sum(2 * math.prod(shape) for shape in shapes)
 
 
 def _given(run: Run) -> str:

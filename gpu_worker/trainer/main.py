@@ -33,7 +33,7 @@ from gpu_worker.trainer.precision import Device, Precision, precision_for
 from gpu_worker.trainer.preferences import REFERENCE
 from gpu_worker.trainer.versions import device_name, versions
 from models.adapter_work import ChatWork, ExportWork
-from models.errors import CeloraError, TrainingError
+from models.errors import CeloraError, DeviceMemoryError, TrainingError
 from models.spec import JobSpec, parse_spec
 
 
@@ -203,14 +203,22 @@ class Process:
 
     def _place_for(self, size: int) -> str:
         """The device for a second model of this many bytes; a warm base that leaves it no room
-        goes. A model that no device holds is worked on in the host's memory. Raises Unfit."""
-
-        def fits() -> bool:
-            return _free_bytes() > _ROOM * size
-
-        if not fits():
+        goes. A model that no device holds is worked on in the host's memory. Raises Unfit;
+        DeviceMemoryError where it fits there neither, before the system would kill somebody."""
+        needed = _ROOM * size
+        if _free_bytes() <= needed:
             self._drop_base()
-        return "cuda:0" if torch.cuda.is_available() and fits() else "cpu"
+        if torch.cuda.is_available() and _free_bytes() > needed:
+            return "cuda:0"
+        if (free := _free_host_bytes()) <= needed:
+            raise DeviceMemoryError(
+                f"the model takes {needed / 2**30:.1f} GiB in bfloat16, and this machine has"
+                f" {free / 2**30:.1f} GiB of memory free",
+                where="export",
+                remedy="export it as adapter, which needs no second model in memory; or export it"
+                " again when a machine with more memory is free",
+            )
+        return "cpu"
 
     def _generate(self, run: Run, spec: JobSpec) -> None:
         """Serve a chat; it ends by a stop."""
@@ -366,6 +374,10 @@ def _free_bytes() -> int:
     """Of the device's memory; without a device, of the machine's."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
+    return _free_host_bytes()
+
+
+def _free_host_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
