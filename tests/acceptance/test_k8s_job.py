@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sqlalchemy import make_url, text
 import celora
 from celora.k8s_job import Place, render
 from gpu_worker import tether
+from models.errors import StateError
 from models.queries import own_pod, roles
 from models.session import transaction
 from models.spec import JobSpec, parse_spec
@@ -181,7 +183,12 @@ def test_a_killed_pod_is_followed_by_one_that_resumes(cluster: Cluster) -> None:
     job_id = at_step(manifest, 15)
     pod.kill()
     pod.wait()
-    assert job(job_id).state == "running"  # nobody has noticed
+    assert job(job_id).state == "running"  # no dispatcher notices
+    with transaction() as session:
+        session.execute(text("UPDATE attempts SET lease_until = clock_timestamp()"))
+    why = celora.why(job_id)
+    assert why.reason == "its_pod"
+    assert "has not been heard of" in why.sentence
     assert cluster.start(manifest).wait(60) == 0, cluster.said()
     assert job(job_id).state == "completed"
     first, second = tries(job_id)
@@ -192,7 +199,9 @@ def test_a_killed_pod_is_followed_by_one_that_resumes(cluster: Cluster) -> None:
     steps_once(job_id, 60)
 
 
-def test_sigterm_leaves_a_checkpoint_and_a_cancel_ends_it(cluster: Cluster, stack: Stack) -> None:
+def test_sigterm_leaves_a_checkpoint_a_pause_holds_it_and_a_cancel_ends_it(
+    cluster: Cluster, stack: Stack
+) -> None:
     manifest = rendered(LONG)
     pod = cluster.start(manifest)
     job_id = at_step(manifest, 7)
@@ -206,6 +215,12 @@ def test_sigterm_leaves_a_checkpoint_and_a_cancel_ends_it(cluster: Cluster, stac
     at_step(manifest, before + 1)
     assert tries(job_id)[-1].start_step == before
     assert celora.why(job_id).reason == "running"
+    celora.pause(job_id)
+    assert pod.wait(60) == StateError.exit_code, cluster.said()
+    assert job(job_id).state == "paused"
+    celora.resume(job_id)
+    pod = cluster.start(manifest)
+    at_step(manifest, job(job_id).step + 1)
     stack.run("cancel", job_id)
     assert pod.wait(60) == 0, cluster.said()
     assert job(job_id).state == "cancelled"
@@ -223,7 +238,7 @@ def test_what_no_try_helps_is_told_apart(cluster: Cluster) -> None:
     at = other["spec"]["template"]["spec"]["containers"][0]["args"]
     at[at.index("--key") + 1] = f"celora/{failing['metadata']['name']}"
     assert cluster.start(other).wait(60) == 2, cluster.said()
-    assert {1, 2} <= set(given_up)
+    assert {1, 2, StateError.exit_code} <= set(given_up)
     assert AGAIN not in given_up
 
 
@@ -242,7 +257,7 @@ def test_a_pool_beside_it_leaves_it_alone(cluster: Cluster, stack: Stack) -> Non
     blocks = scripted_jobs.submit(LONG)
     scripted_jobs.at_step(stack, blocks, 2)
     urgent = scripted_jobs.submit("steps=5", urgent=True)
-    stack.wait_until("its wait is explained", lambda: reason(urgent) == "gpus_busy")
+    stack.wait_until("its wait is explained", partial(says, urgent, "gpus_busy"))
     celora.cancel(blocks)
     scripted_jobs.in_state(stack, urgent, "completed")
     assert [attempt.outcome for attempt in tries(job_id)] == [None]
@@ -252,7 +267,7 @@ def test_a_pool_beside_it_leaves_it_alone(cluster: Cluster, stack: Stack) -> Non
     # The pool has a free slot, takes what comes later, and does not touch these two.
     scripted_jobs.in_state(stack, scripted_jobs.submit("steps=5"), "completed")
     for each, state in ((job_id, "queued"), (waits, "pending")):
-        stack.wait_until("the queue tells why", lambda each=each: reason(each) == "its_pod")
+        stack.wait_until("the queue tells why", partial(says, each, "its_pod"))
         assert (job(each).state, celora.why(each).reason) == (state, "its_pod")
     assert outcomes(job_id) == ["lost"]
     with transaction() as session:
@@ -272,10 +287,11 @@ def start_gpu_worker_beside(stack: Stack) -> None:
     stack.wait_until("the slot is free", lambda: "free" in scripted_jobs.words())
 
 
-def reason(job_id: str) -> str | None:
+def says(job_id: str, reason: str) -> bool:
+    """Whether the view for administrators gives this reason."""
     with transaction() as session:
         found = text("SELECT reason FROM admin.queue WHERE job = :job")
-        return session.scalar(found, {"job": job_id})
+        return bool(session.scalar(found, {"job": job_id}) == reason)
 
 
 @pytest.mark.slow

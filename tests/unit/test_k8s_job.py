@@ -28,7 +28,7 @@ PLACES = (
 )
 
 
-def rendered(place: Place | None = None, *, name: str | None = None, **fields: Any) -> Any:
+def rendered(place: Place | None = None, name: str | None = None, **fields: Any) -> Any:
     return render(parse_spec(HUB | fields), tenant="research", user="ada", name=name, place=place)
 
 
@@ -156,7 +156,8 @@ def test_what_no_pod_can_see_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"lies on this machine, where no pod can see it") as raised:
         render(spec, tenant="default", user="ada")
     assert raised.value.where == "dataset"
-    for name, value in (
+    wrong: Any
+    for wrong in (
         ("dataset", "missing.csv"),
         ("dataset", "file:///data/rows.jsonl"),
         ("base_model", "/models/base"),
@@ -165,8 +166,8 @@ def test_what_no_pod_can_see_is_refused(tmp_path: Path) -> None:
         ("dataset", "/var/lib/celora/artifacts/../../secret"),
     ):
         with pytest.raises(SpecError) as raised:
-            rendered(**{name: value})
-        assert raised.value.where == name
+            rendered(**dict([wrong]))
+        assert raised.value.where == wrong[0]
     with pytest.raises(SpecError, match="holds a password"):
         rendered(dataset="https://ada:secret@example.org/rows.jsonl")
     with pytest.raises(SpecError, match="Kubernetes chooses the node"):
