@@ -147,7 +147,7 @@ def mark_expired(session: Session, found: Sequence[Candidate]) -> list[Gone]:
 EXPIRED_FILES = Kind(find_expired, mark_expired)
 
 
-def _own(tenant_id: int, file_id: str) -> Select[tuple[StoredFile]]:
+def _own(tenant_id: int, file_id: str) -> Select[StoredFile]:
     return select(StoredFile).where(StoredFile.id == file_id, StoredFile.tenant_id == tenant_id)
 
 

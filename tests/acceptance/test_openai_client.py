@@ -615,7 +615,7 @@ def _pairs_are_moved_apart(stack: Stack, client: OpenAI) -> None:
     job = client.fine_tuning.jobs.create(
         model="tiny",
         training_file=file.id,
-        method={"type": "dpo", "dpo": {"hyperparameters": numbers}},  # type: ignore[typeddict-item]
+        method={"type": "dpo", "dpo": {"hyperparameters": numbers}},  # type: ignore[arg-type]
         extra_body={
             "celora": {
                 "max_steps": 8,

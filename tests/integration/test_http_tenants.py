@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from celora.api.app import create_app
-from celora.api.keys import create_key
+from celora.api.keys import SCOPES, create_key
+from celora.api.result_files import result_file_id
 from models.queries.api_keys import revoke_key
 from models.session import transaction
 from tests import records, stored
@@ -57,6 +58,9 @@ class World:
     def job(self) -> str:
         return records.submit(OWNER)
 
+    def result(self) -> str:
+        return result_file_id(stored.trained(OWNER))
+
     def model(self) -> str:
         headers = {"Authorization": f"Bearer {self.keys[OWNER]['read']}"}
         answer = self.http.get(f"/v1/fine_tuning/jobs/{stored.trained(OWNER)}", headers=headers)
@@ -98,6 +102,7 @@ class Row:
 
 JOB = {"job_id": World.job}
 FILE = {"file_id": World.file}
+RESULT = {"result_id": World.result}
 MODEL = {"model": World.model}
 ROWS = [
     Row("POST", "/v1/files", "submit", body=upload),
@@ -105,6 +110,8 @@ ROWS = [
     Row("GET", "/v1/files/{file_id}", "read", FILE),
     Row("DELETE", "/v1/files/{file_id}", "submit", FILE),
     Row("GET", "/v1/files/{file_id}/content", "read", FILE),
+    Row("GET", "/v1/files/{result_id}", "read", RESULT),
+    Row("GET", "/v1/files/{result_id}/content", "read", RESULT),
     Row("POST", "/v1/fine_tuning/jobs", "submit", body=new_job, names_file=True),
     Row("GET", "/v1/fine_tuning/jobs", "read"),
     Row("GET", "/v1/fine_tuning/jobs/{job_id}", "read", JOB),
@@ -139,7 +146,8 @@ def world(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 def test_every_route_has_its_row() -> None:
     page = create_app().openapi()["paths"]
     routes = {(verb.upper(), path) for path, verbs in page.items() for verb in verbs}
-    assert routes == {(row.verb, row.path) for row in ROWS} | OPEN
+    rows = {(row.verb, row.path.replace("{result_id}", "{file_id}")) for row in ROWS}
+    assert routes == rows | OPEN
 
 
 def things_of(world: World, row: Row) -> dict[str, str]:
@@ -183,8 +191,12 @@ def test_no_key_that_opens_anything(world: World, row: Row, kind: str) -> None:
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.scope != "read"], ids=str)
-def test_a_key_of_the_owner_without_the_scope(world: World, row: Row) -> None:
-    answer = world.ask(row, world.keys[OWNER]["read"], things_of(world, row))
+@pytest.mark.parametrize(
+    ("row", "scope"),
+    [(row, scope) for row in ROWS for scope in SCOPES[: SCOPES.index(row.scope)]],
+    ids=str,
+)
+def test_a_key_of_the_owner_without_the_scope(world: World, row: Row, scope: str) -> None:
+    answer = world.ask(row, world.keys[OWNER][scope], things_of(world, row))
     assert answer.status_code == 403, answer.text
     assert answer.json()["error"]["code"] == "insufficient_permissions"
