@@ -52,7 +52,7 @@ from tests.scripted_jobs import (
 )
 from tests.stack import Stack
 
-STEPS = 200
+STEPS = 150  # so many that it is stopped long before the last
 PATIENCE = {
     "CELORA_CANCEL_GRACE_SECONDS": "10",
     "CELORA_STOP_GRACE_SECONDS": "30",
@@ -143,6 +143,7 @@ def _start_worker(stack: Stack, host: Host) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two trainers start beside each other
 @pytest.mark.broker
 @pytest.mark.torch
 def test_a_drained_hosts_job_goes_on_elsewhere_from_its_checkpoint_in_s3(
