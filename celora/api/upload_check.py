@@ -1,13 +1,15 @@
 """A first look at an uploaded file, so that a bad row is told at once and not when a job reads it.
 
 What is small is looked at in the caller's thread. Reading a large file keeps a core busy for a
-while: it happens in a process of its own, or every other request would wait for its turns.
+while: it happens in a process of its own, or every other request would wait for its turns. It ends
+after a while, for somebody waits for the answer: what is left of the file the job looks at.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from models.errors import DataError, InputError, RowProblem
 
 _SMALL_BYTES = 2 * 1024**2
+_LONGEST_SECONDS = 120.0
 _MENDING = "mend the lines and upload the file again"
 _NAMING = "where columns have other names, say which plays which part in `columns`"
 
@@ -46,13 +49,22 @@ def require_rows(path: Path, columns: dict[str, str]) -> None:
 def problems_of(
     path: str, columns: dict[str, str]
 ) -> tuple[str, tuple[RowProblem, ...], int] | None:
-    """What is wrong, the rows listed and how many there are; none when all is well."""
+    """What is wrong, the rows listed and how many there are; none when all was well so far."""
     from training_data.access import Access, reading_as
     from training_data.validate import validate
+    from training_data.watch import PreparationStopped
 
+    ends = time.monotonic() + _LONGEST_SECONDS
     with reading_as(Access(files_url=str(Path(path).parent))):
         try:
-            report = validate(path, columns=columns, method=_method(path, columns))
+            report = validate(
+                path,
+                columns=columns,
+                method=_method(path, columns),
+                should_stop=lambda: time.monotonic() > ends,
+            )
+        except PreparationStopped:
+            return None
         except InputError as error:  # of the file as a whole; where it lies is nobody's business
             return "; ".join(filter(None, (error.what, error.remedy))), (), 0
     return None if report.error is None else (report.error, report.problems, report.problem_count)
