@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -16,6 +16,7 @@ from models.errors import InputError, NotFoundError
 from models.queries import attempts, history, jobs, products, rollups, samples
 from models.queries.roles import grant_reader
 from models.session import transaction
+from models.spec import Method
 from models.states import Outcome, Stage
 from tests import records
 from tests.reader import reader as make_reader
@@ -65,7 +66,12 @@ def count() -> None:
 
 
 def finish(
-    tenant: str, *, hours: float, outcome: Outcome = Outcome.COMPLETED, **fields: Any
+    tenant: str,
+    *,
+    hours: float,
+    outcome: Outcome = Outcome.COMPLETED,
+    where: str = "step 3",
+    **fields: Any,
 ) -> str:
     """A job that held GPU 0 for so long."""
     job_id = queued(tenant, evaluate=False, **fields)
@@ -80,7 +86,7 @@ def finish(
             ),
             {"seconds": hours * 3600, "id": taken.attempt_id},
         )
-    error = {"code": "out_of_memory", "message": "no room", "where": "step 3", "remedy": "less"}
+    error = {"code": "out_of_memory", "message": "no room", "where": where, "remedy": "less"}
     end(job_id, taken.fence, outcome, error=error if outcome is Outcome.FAILED else None)
     return job_id
 
@@ -96,6 +102,20 @@ def test_every_view_is_there_and_every_column_is_explained() -> None:
         ).all()
     assert {row.table_name for row in found} >= VIEWS
     assert [row for row in found if not row.comment] == []
+
+
+def test_comments_name_every_method() -> None:
+    with transaction() as session:
+        told = session.scalars(
+            text(
+                "SELECT col_description(format('admin.%I', table_name)::regclass, ordinal_position)"
+                " FROM information_schema.columns"
+                " WHERE table_schema = 'admin' AND column_name = 'method'"
+            )
+        ).all()
+    assert len(told) >= 4
+    for comment in told:
+        assert all(method in comment for method in get_args(Method)), comment
 
 
 def test_use_and_cost_by_day_and_the_share_of_each_tenant() -> None:
@@ -185,11 +205,11 @@ def test_waits_are_counted_within_their_error() -> None:
 def test_failures_are_grouped_with_the_newest_example() -> None:
     add_gpu()
     finish("a", hours=0.1, outcome=Outcome.FAILED)
-    newest = finish("b", hours=0.1, outcome=Outcome.FAILED)
+    newest = finish("b", hours=0.1, outcome=Outcome.FAILED, where="step 7")
     (row,) = view("failures")
     assert (row["code"], row["place"], row["jobs"], row["tenants"]) == (
         "out_of_memory",
-        "step 3",
+        "step 7",
         2,
         2,
     )
