@@ -16,6 +16,9 @@ from models.queries.history import WAKE_CHANNEL
 from models.settings import settings
 from models.tables import Attempt, Gpu
 
+# The host of devices whose pod runs one job of its own (own_pod.py): none of the pool's.
+POD_HOST = "k8s-job"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuView:

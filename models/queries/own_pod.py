@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from models.errors import SpecError, StateError
 from models.queries.fence import Exclusive, lock_job
-from models.queries.gpus import register_gpu
+from models.queries.gpus import POD_HOST, register_gpu
 from models.queries.history import add_event
 from models.queries.jobs import insert_job
 from models.queries.settle import settle
@@ -24,9 +24,6 @@ from models.settings import settings
 from models.spec import JobSpec, stored_spec
 from models.states import JobState, Outcome, Stage
 from models.tables import Attempt, Gpu, Job
-
-# The host of their rows in table gpus.
-HOST = "k8s-job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +61,11 @@ def register_device(session: Session, *, uuid: str, **facts: Any) -> int:
     """
     session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(Exclusive.OWN_POD)})
     index = session.scalar(
-        _LEFT, {"host": HOST, "uuid": uuid, "stale_seconds": settings().gpu_stale_seconds}
+        _LEFT, {"host": POD_HOST, "uuid": uuid, "stale_seconds": settings().gpu_stale_seconds}
     )
     if index is None:
-        index = session.scalar(_NEXT, {"host": HOST}) or 0
-    return register_gpu(session, host=HOST, index=index, uuid=uuid, cordoned=True, **facts)
+        index = session.scalar(_NEXT, {"host": POD_HOST}) or 0
+    return register_gpu(session, host=POD_HOST, index=index, uuid=uuid, cordoned=True, **facts)
 
 
 def take_turn(session: Session, job_id: str, gpu_id: int, worker: str) -> Turn | None:

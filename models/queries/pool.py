@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from models.forecast import Lane, Party, Play, Sharer, Slot, Waiter
 from models.gpu_wish import GpuWish
 from models.paces import Estimate, Paces, Running, Work
-from models.queries.gpus import GpuView, list_gpus
+from models.queries.gpus import POD_HOST, GpuView, list_gpus
 from models.queries.lanes import FITS
 from models.queries.paces import EVALUATE, SIZE, read_paces
 from models.queries.parties import Limits, Parties, read_parties
@@ -57,7 +57,7 @@ def read_pool(session: Session, lane_id: int | None = None, *, rows: int = 400) 
     if no job waits there (the last has just been placed)."""
     now = session.scalars(text("SELECT clock_timestamp()")).one()
     record = read_paces(session)
-    gpus = list_gpus(session)
+    gpus = [gpu for gpu in list_gpus(session) if gpu.host != POD_HOST]
     live = session.execute(_LIVE).all()
     fronts = session.execute(_FRONTS, {"rows": rows, "front": _FRONT}).all()
     lanes = {row.lane_id: (row.tenant_id, row.user_id, row.need_id) for row in fronts}

@@ -90,7 +90,7 @@ def _why_pending(session: Session, job: Job) -> Why:
     claimed = session.execute(_LIVE, {"job_id": job.id}).one_or_none()
     if claimed is not None and claimed.claimed_at is not None:
         return Why(state, "preparing", f"Its data is being prepared{_doing(job)}.")
-    if claimed is not None:
+    if claimed is not None and not _has_own_pod(session, job.lane_id):
         which = release_words(claimed.labels or {}, "CPU worker") or "a CPU worker"
         return Why(state, "to_prepare", f"Its data waits for {which}: is one running?")
     found = not_prepared(session, job.lane_id)
@@ -119,7 +119,7 @@ def not_prepared(session: Session, lane_id: int | None) -> Blocker:
 def _why_queued(session: Session, job: Job) -> Why:
     state = JobState.QUEUED
     placed = session.execute(_LIVE, {"job_id": job.id}).one_or_none()
-    if placed is not None:
+    if placed is not None and not _has_own_pod(session, job.lane_id):
         return Why(state, "placed", f"It has a GPU ({placed.queue}); its worker takes it up now.")
     if job.waits_for is not None:
         return Why(
