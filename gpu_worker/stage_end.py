@@ -10,6 +10,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +325,7 @@ class StageEnd:
         self.trackers.finish(result, outcome)
         self.session.release()
         if outcome in _FOR_GOOD and not store.is_local(settings().artifacts_url):
-            # With what was fetched of the attempts before, on this host or another.
-            _remove_later(store.work_folder(self.claim.job_id, self.claim.fence).parent)
+            _remove_later(store.work_folder(self.claim.job_id, self.claim.fence))
         return said
 
 
@@ -347,7 +347,16 @@ def _summary(result: EvaluationResult) -> dict[str, Any]:
 
 
 def _remove_later(folder: Path) -> None:
-    """The store has it all: the local copy goes, and the next job does not wait for that."""
-    threading.Thread(
-        target=shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, daemon=True
-    ).start()
+    """The store has it all: the local copies go, and the next job does not wait for that.
+
+    With those of the attempts before, which this one may have fetched; an attempt after it, as a
+    retry makes one, has its own.
+    """
+
+    def remove() -> None:
+        for fence in range(1, int(folder.name) + 1):
+            shutil.rmtree(folder.with_name(str(fence)), ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+    threading.Thread(target=remove, daemon=True).start()

@@ -108,7 +108,10 @@ def own_server(
     certificate: tuple[Path, Path] | None = None,
     authority: Path | None = None,
 ) -> Iterator[S3Server]:
-    """Start it and end it; `certificate`: its chain and its key."""
+    """Start it and end it; `certificate`: its chain and its key, for https.
+
+    With those it takes no other connection during a handshake.
+    """
     log = folder / "s3.log"
     server = S3Server(host, free_port(), log, authority)
     command = tether.command("moto.server", "-H", host, "-p", str(server.port))

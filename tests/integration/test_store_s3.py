@@ -1,4 +1,4 @@
-"""The artifact store on S3: what one host sees of another's, and what is said when it is away.
+"""The artifact store on S3, over TLS: what a host sees of another's, and what is said of trouble.
 
 The other tests of the store run on a folder or in memory, which have none of S3's ways: no rename,
 no folders, a client that remembers listings, exceptions that are no OSErrors.
@@ -30,7 +30,7 @@ from models.session import transaction
 from models.states import Outcome
 from models.store_tree import folders
 from tasks.dispatcher import sweep as sweeping
-from tests import records, s3_server, stored
+from tests import records, s3_server, stored, tls_servers
 from tests.environment import variables
 from tests.s3_server import BUCKET, KEYS, S3Server, reached
 from tests.tcp_proxy import TcpProxy, proxy_to
@@ -44,7 +44,10 @@ ROWS = b'{"prompt": "a", "completion": "b"}\n' * 3
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server.own_server(tmp_path_factory.mktemp("s3")) as running:
+    folder = tmp_path_factory.mktemp("s3")
+    made = tls_servers.certificates(folder / "tls", "127.0.0.1")
+    pair = (made.certificate, made.key)
+    with s3_server.own_server(folder, certificate=pair, authority=made.authority) as running:
         running.make_bucket()
         yield running
 
