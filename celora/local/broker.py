@@ -25,6 +25,8 @@ def prune_at_start(folder: Path) -> None:
         queue = _queue(path)
         if queue.startswith("celora.gpu.") or _is_private(queue):
             path.unlink(missing_ok=True)
+    for path in folder.rglob("*.part"):  # its writer was killed
+        path.unlink(missing_ok=True)
     prune(folder)
 
 

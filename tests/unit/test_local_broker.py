@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from queue import Empty
 
+import pytest
 from kombu import Connection, Exchange, Queue
 from kombu.transport.filesystem import Transport
 
 from celora.local.broker import UNREAD_SECONDS, prune, prune_at_start
+from tasks import folder_transport
 
 
 def connection(folder: Path) -> Connection:
@@ -46,6 +49,21 @@ def grow_old(folder: Path) -> None:
 
 
 QUEUES = ("celora.cpu", "celery", "celora.gpu.host.0", "celeryev.abc", "cpu@host.celery.pidbox")
+
+
+def test_a_message_that_is_just_being_written_is_left_until_it_is_whole(tmp_path: Path) -> None:
+    folder_transport.install()
+    with connection(tmp_path) as conn, conn.SimpleQueue("orders") as queue:
+        queue.put({"n": 1})
+        (path,) = (tmp_path / "data").glob("*.orders.msg")
+        whole = path.read_bytes()
+        for part in (b"", whole[: len(whole) // 2]):
+            path.write_bytes(part)
+            with pytest.raises(Empty):
+                queue.get(block=False)
+        path.write_bytes(whole)
+        assert queue.get(block=False).payload == {"n": 1}
+        assert not list((tmp_path / "data").iterdir())
 
 
 def test_a_start_drops_tickets_to_gpus_and_keeps_what_others_sent(tmp_path: Path) -> None:
