@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.settings import settings
+from tasks import folder_transport
 from tasks.names import CPU_QUEUES
 
 FOLDER_SCHEME = "filesystem://"
@@ -21,6 +22,7 @@ def broker_settings(url: str) -> dict[str, Any]:
     """Celery's broker settings for `url`. A folder is made, with its parts, for this user alone."""
     if url.startswith(FOLDER_SCHEME):
         folder = Path(url.removeprefix(FOLDER_SCHEME)).expanduser().absolute()
+        folder_transport.install()
         # A host, which a folder has not: without one kombu warns at every connection.
         url = f"{FOLDER_SCHEME}localhost//"
         return {"broker_url": url, "broker_transport_options": _in_folder(folder)}
