@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -521,6 +522,37 @@ def test_models_are_listed_and_deleted(stack: Stack, client: OpenAI, training_fi
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve(name)
     assert name not in {model.id for model in client.models.list()}
+
+
+def test_a_server_that_stops_lets_its_watchers_go(
+    stack: Stack, client: OpenAI, raw: httpx.Client, training_file: str
+) -> None:
+    """At once and not after its patience; they go on at another server, behind what they had."""
+    job = client.fine_tuning.jobs.create(
+        model="endless",
+        training_file=training_file,
+        extra_body={"celora": {"gpu_model": "none such"}},
+    )
+    running = stack.start("api", "--port", "0")
+    found = re.compile(r"http://127\.0\.0\.1:\d+")
+    url = stack.wait_until("it serves", lambda: found.search(running.said())).group()
+    path, headers = f"/v1/fine_tuning/jobs/{job.id}/stream", dict(raw.headers)
+    with httpx.stream("GET", url + path, headers=headers, timeout=60) as watched:
+        lines = watched.iter_lines()
+        last = next(line for line in lines if line.startswith("id: "))
+        began = time.monotonic()
+        running.process.terminate()
+        rest = list(lines)
+    running.process.wait(30)  # uvicorn then ends by the signal itself
+    assert "Application shutdown complete" in running.said()
+    assert "timeout graceful shutdown" not in running.said()
+    assert time.monotonic() - began < 15
+    assert "event: end" not in rest
+    last = next((line for line in reversed(rest) if line.startswith("id: ")), last)
+    client.fine_tuning.jobs.cancel(job.id)
+    more = raw.get(path, headers={"last-event-id": last.removeprefix("id: ")}).text
+    assert "event: end" in more
+    assert "Submitted by" not in more
 
 
 def test_serving_is_off_unless_it_is_set(client: OpenAI, succeeded: FineTuningJob) -> None:
