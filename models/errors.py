@@ -157,6 +157,8 @@ class KeyMissingError(UnavailableError):
     """A stored secret does not open with the keys that this process was given: an operator's slip,
     which costs no job more than time."""
 
+    code = "key_missing"
+
 
 class SetupError(CeloraError):
     """This machine lacks something, or is set up in a way that cannot work."""

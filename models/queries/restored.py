@@ -245,7 +245,7 @@ _PREPARE_AGAIN = text("""
     UPDATE jobs SET stage = 'preprocess',
         state = CASE WHEN state = 'queued' THEN 'pending' ELSE state END
     WHERE prepared_url = ANY (CAST(:urls AS text[])) AND purpose = 'tune'
-      AND state IN ('queued', 'paused', 'failed') AND stage IN ('train', 'evaluate')
+      AND state IN ('queued', 'running', 'paused', 'failed') AND stage IN ('train', 'evaluate')
     RETURNING id
 """)
 
