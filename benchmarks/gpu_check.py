@@ -236,7 +236,7 @@ def _tell(name: str, outcome: Outcome, report: Report) -> None:
     report.say(
         name,
         f"{outcome.tokens_per_second(WARM_UP_STEPS):,.0f} tokens/s, "
-        f"peak {outcome.peak_memory_bytes / 2**30:.2f} GiB",
+        f"peak {outcome.peak_memory_bytes / 1e9:.2f} GB",
         f"{outcome.precision}; attention {outcome.attention}; loss "
         f"{outcome.losses[0]:.3f} → {statistics.fmean(outcome.losses[-5:]):.3f}",
     )

@@ -21,7 +21,7 @@ def facts() -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "devices": ", ".join(cuda_devices()) or "no CUDA device",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "libraries": ", ".join(_versions()),

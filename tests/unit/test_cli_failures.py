@@ -113,7 +113,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(12, "12 bytes"), (2048, "2.0 KiB"), (5 * 1024**4, "5.0 TiB")]
+    ("count", "text"), [(12, "12 bytes"), (2000, "2.0 kB"), (80e9, "80.0 GB"), (5e12, "5.0 TB")]
 )
-def test_sizes(count: int, text: str) -> None:
+def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
