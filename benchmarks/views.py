@@ -86,7 +86,8 @@ _LOAD = (
            now() - make_interval(mins => n), began, began + interval '1 hour', 1000, 1000, 1.5,
            3600, 2.5, 'digest-' || n %% 500,
            CASE WHEN state = 'failed' THEN jsonb_build_object(
-               'code', 'code-' || n %% 12, 'where', 'step ' || n, 'message', 'what happened ' || n) END,
+               'code', 'code-' || n %% 12, 'where', 'step ' || n,
+               'message', 'what happened ' || n) END,
            3, 3500, 100, 10
     FROM generate_series(1, %(jobs)s) AS n
     JOIN (SELECT *, row_number() OVER (ORDER BY id) AS place FROM lanes) AS lanes

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
+from models.queries.retention_rules import take_time
 from models.tables import GpuSample
 
 # Every sample of the last day, one a minute for the month before it, then none.
@@ -49,6 +50,7 @@ def samples_between(
 
 def thin_samples(session: Session) -> int:
     """Delete what is too old, and of older days all but one sample a minute; returns how many."""
+    take_time(session)  # a month of some hundred GPUs is looked through
     return len(session.execute(_THIN, {"whole_days": WHOLE_DAYS, "kept_days": KEPT_DAYS}).all())
 
 
