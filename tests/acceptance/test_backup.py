@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def story(
         rotated = submit(HANGS, keep_checkpoints=1)
         torn = submit(HANGS, keep_checkpoints=10)
         for job_id in (rotated, torn):
-            stack.wait_until("it has saved step 30", lambda one=job_id: 30 in saved(one))
+            stack.wait_until("it has saved step 30", partial(has_saved, job_id, 30))
         queued = submit("steps=3")  # both slots are taken
         with serving() as server:
             file = upload(server.v1, key)
@@ -109,6 +110,10 @@ def start_all(stack: Stack) -> None:
     stack.start("dispatcher")
     stack.start("cpu-worker", "--concurrency", "1")
     start_gpu_worker(stack, 2)
+
+
+def has_saved(job_id: str, step: int) -> bool:
+    return step in saved(job_id)
 
 
 def saved(job_id: str) -> list[int]:

@@ -14,8 +14,9 @@ from sqlalchemy import text
 
 from gpu_worker import prepared_data
 from gpu_worker.session import WorkerSession
-from models import store
+from models import secrets, store
 from models.queries import jobs
+from models.queries.hub_tokens import set_hub_token
 from models.session import transaction
 from models.states import Outcome, StopReason
 from tasks.preparation import prepare_job
@@ -255,3 +256,25 @@ def test_a_stop_does_not_wait_for_a_hub(worker: WorkerSession, tmp_path: Path) -
         assert not prepare_job(worker, job_id, fence)
         thread.join()
     assert records.state(job_id) == "cancelled"
+
+
+def test_a_key_that_is_not_there_costs_a_job_nothing_but_time(
+    worker: WorkerSession, base: Path, tmp_path: Path
+) -> None:
+    data = rows(tmp_path / "rows.jsonl")
+    key = secrets.new_key()
+    job_id, fence = placed(base_model=str(base), dataset=str(data))
+    with variables(CELORA_SECRET_KEY=key), transaction() as session:
+        set_hub_token(session, "default", secrets.seal("hf_secret"))
+    with variables(CELORA_FETCH_PATIENCE_SECONDS="0", CELORA_SECRET_KEY=secrets.new_key()):
+        for _ in range(5):  # more often than a job may be lost
+            assert not prepare_job(worker, job_id, fence)
+            assert (records.job(job_id).state, records.job(job_id).losses) == ("pending", 0)
+            reason = records.attempt(job_id, fence).reason
+            assert reason is not None
+            assert "the hub token of tenant default cannot be opened here" in reason
+            assert records.place_preparation() == 1
+            fence = records.job(job_id).fence
+    with variables(CELORA_SECRET_KEY=key):
+        assert prepare_job(worker, job_id, fence)
+    assert records.job(job_id).state == "queued"
