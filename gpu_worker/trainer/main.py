@@ -212,8 +212,8 @@ class Process:
             return "cuda:0"
         if (free := _free_host_bytes()) <= needed:
             raise DeviceMemoryError(
-                f"the model takes {needed / 2**30:.1f} GiB in bfloat16, and this machine has"
-                f" {free / 2**30:.1f} GiB of memory free",
+                f"the model takes {needed / 1e9:.1f} GB in bfloat16, and this machine has"
+                f" {free / 1e9:.1f} GB of memory free",
                 where="export",
                 remedy="export it as adapter, which needs no second model in memory; or export it"
                 " again when a machine with more memory is free",

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_loaded() -> None:
     process = Process(cast("Channel", None))  # which says nothing here
-    with pytest.raises(DeviceMemoryError, match=r"takes .* GiB .* GiB of memory free") as told:
+    with pytest.raises(DeviceMemoryError, match=r"takes .* GB .* GB of memory free") as told:
         process._place_for(10**16 * 10 // 13)
     assert "export it as adapter" in str(told.value)
     assert process._place_for(1) == ("cuda:0" if torch.cuda.is_available() else "cpu")
