@@ -14,6 +14,7 @@ from models import secrets, store
 from models.errors import NotFoundError, StateError
 from models.queries import products, restored
 from models.queries.attempts import Claim
+from models.queries.deliveries import deliveries
 from models.queries.following import Place, known_here, read_news
 from models.queries.history import events_of
 from models.queries.hub_tokens import set_hub_token
@@ -131,6 +132,49 @@ def test_events_of_another_server() -> None:
         assert news.events[0].id > 1_000_000  # no id of a forgotten event
         assert [event.kind for event in whole.events] == ["submitted", "placed"]
         assert not restored.has_foreign_order(session)
+
+
+def test_messages_that_may_have_been_sent() -> None:
+    records.submit()
+    with transaction() as session:
+        for number, kind in enumerate(("webhook", "apprise")):
+            session.execute(_TARGET, {"kind": kind})
+            session.execute(_DELIVERY, {"message": f"msg-{number}", "kind": kind})
+    done = after_restore()
+    assert (done.sent_again, done.held) == (1, 1)
+    with transaction() as session:
+        log = {one.target: one for one in deliveries(session)}
+    assert log["webhook"].state == "waiting"
+    assert log["apprise"].state == "failed"
+    assert "restored" in (log["apprise"].cause or "")
+
+
+_TARGET = text("""
+    INSERT INTO notification_targets
+        (tenant_id, name, kind, shown, events, wait_seconds, budget_percent, created_by)
+    SELECT id, :kind, :kind, 'somewhere', '{}', 0, 0, 'ada' FROM tenants
+""")
+_DELIVERY = text("""
+    INSERT INTO deliveries (message_id, target_id, notice, data)
+    SELECT :message, id, 'started', '{}' FROM notification_targets WHERE name = :kind
+""")
+
+
+def test_uploads_that_are_gone_are_listed() -> None:
+    records.submit()
+    with transaction() as session:
+        for name in ("here", "gone"):
+            session.execute(_FILE, {"name": f"file-{name}", "url": store.file_url(1, name)})
+    here = store.local_path(store.file_url(1, "here"))
+    here.mkdir(parents=True)
+    (here / "data.jsonl").write_bytes(b"12345")
+    assert [one.id for one in after_restore().missing["uploads"]] == ["file-gone"]
+
+
+_FILE = text("""
+    INSERT INTO files (id, tenant_id, user_name, purpose, filename, size_bytes, digest, url)
+    SELECT :name, id, 'ada', 'fine-tune', 'rows.jsonl', 5, '', :url FROM tenants
+""")
 
 
 def test_not_while_others_are_connected() -> None:
