@@ -1,6 +1,6 @@
 """Fine-tune on your own GPUs with OpenAI's Python client, unmodified.
 
-    pip install openai
+    pip install 'openai>=3.57,<4'
     CELORA_API_KEY=sk-celora-… python examples/openai_client.py
 
 CELORA_API_URL is where `celora api` serves (default http://127.0.0.1:8000/v1), CELORA_API_MODEL a

@@ -235,7 +235,7 @@ _ENDINGS = {
 def _lost_error(job: Job, reason: str | None) -> dict[str, Any]:
     if job.stage == Stage.GENERATE:
         return WorkerLostError(
-            "the chat's worker was lost" + (f": {reason}" if reason else ""),
+            "the chat was cut off" + (f": {reason}" if reason else ""),
             remedy="start the chat again",
         ).record()
     return WorkerLostError(

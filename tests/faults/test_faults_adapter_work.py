@@ -77,7 +77,7 @@ def test_a_chat_whose_trainer_is_killed_says_so_and_ends(pool: Stack) -> None:
     with Conversation.begin(source) as talk:
         assert talk.ask("one", each=pieces.append).text == "tuned says one"
         assert "".join(pieces) == "tuned says one"
-        with pytest.raises(StateError, match="the chat is over: the chat's worker was lost"):
+        with pytest.raises(StateError, match="the chat is over: the chat was cut off"):
             talk.ask("two", "base")
     assert (job(talk.job.id).state, outcomes(talk.job.id)) == ("failed", ["lost"])
     free(pool)

@@ -104,7 +104,7 @@ def test_a_chat_that_is_interrupted_ends_for_good() -> None:
         assert job.state is state
         records.add_gpu()
     assert job.error is not None
-    assert job.error["message"] == "the chat's worker was lost: it went away"
+    assert job.error["message"] == "the chat was cut off: it went away"
     with transaction() as session, pytest.raises(StateError, match="nobody sits"):
         jobs.retry_job(session, chat)
 
