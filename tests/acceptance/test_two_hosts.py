@@ -199,8 +199,8 @@ def test_a_host_that_is_cut_off_stops_by_itself_and_comes_back_without_harm(pool
         assert died_at < lease_until
         in_state(pool.stack, job_id, "completed", seconds=60)
         assert not pool.a.reaches(servers.hostname, servers.port)
-    finally:
         before, rows = _files(job_id), _rows(job_id)
+    finally:
         pool.a.heal()
 
     assert outcomes(job_id) == ["lost", "completed"]
