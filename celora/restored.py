@@ -77,8 +77,8 @@ class Done:
             )
         if self.unknown_jobs:
             yield (
-                f"in the store, of jobs not on record: {_listed(self.unknown_jobs)}; they stay until"
-                f" {store.join(settings().artifacts_url, 'celora-database')} is deleted"
+                f"in the store, of jobs not on record: {_listed(self.unknown_jobs)}; they stay"
+                f" until {store.join(settings().artifacts_url, 'celora-database')} is deleted"
             )
         if self.closed_secrets:
             closed = ", ".join(f"{count} {kind}" for kind, count in self.closed_secrets.items())
