@@ -31,9 +31,7 @@ def python() -> Iterator[Check]:
         yield Check("python", Verdict.OK, f"{version} ({sys.executable})")
     cores = len(os.sched_getaffinity(0))
     memory = psutil.virtual_memory()
-    said = (
-        f"{cores} cores, {memory.total / _GB:.0f} GB memory, {memory.available / _GB:.0f} free"
-    )
+    said = f"{cores} cores, {memory.total / _GB:.0f} GB memory, {memory.available / _GB:.0f} free"
     yield Check("machine", Verdict.OK, f"{platform.system()} {platform.machine()}, {said}")
 
 
