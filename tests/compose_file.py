@@ -43,6 +43,13 @@ def composed(variables: dict[str, str]) -> dict[str, Any]:
 def services(variables: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Service → its definition. Raises MissingError."""
     found: dict[str, dict[str, Any]] = composed(variables)["services"]
+    for service in found.values():
+        # A variable without a value is handed on where there is one, and else left out.
+        given = {
+            name: variables.get(name) if value is None else value
+            for name, value in service.get("environment", {}).items()
+        }
+        service["environment"] = {name: it for name, it in given.items() if it is not None}
     return found
 
 

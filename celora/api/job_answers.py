@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from celora.api.hyperparameters import AnsweredDpo, AnsweredHyperparameters, answered
 from celora.api.model_names import checkpoint_name, model_name
 from celora.api.result_files import result_file_id
+from models.errors import SpecError
 from models.queries.following import NewEvent, instant, microseconds
 from models.queries.story import Entry, Mark
 from models.spec import JobSpec, stored_spec
@@ -155,7 +156,7 @@ class JobCheckpoint(BaseModel):
 
 def job_answer(job: Job, finishes: Mapping[str, datetime]) -> FineTuningJob:
     """`finishes`: when jobs are expected to end, by id."""
-    spec = stored_spec(job.spec)
+    spec = _spec(job)
     asked = job.request or {}
     finish = finishes.get(job.id)
     done = job.state == JobState.COMPLETED
@@ -298,6 +299,17 @@ def _error(record: Mapping[str, Any] | None) -> JobError | None:
     if record.get("remedy"):
         told.append(str(record["remedy"]))
     return JobError(code=code, message="; ".join(told), param=_PARAMS.get(code))
+
+
+def _spec(job: Job) -> JobSpec:
+    """As the row has it. One that cannot be read is told with the usual numbers, for a list must not
+    fail because of it; the worker that claims the job fails it in words."""
+    try:
+        return stored_spec(job.spec)
+    except SpecError:
+        return JobSpec.model_construct(
+            base_model=job.base_model, dataset="", method=cast("Any", job.method)
+        )
 
 
 def _integrations(asked: Mapping[str, Any], spec: JobSpec) -> list[dict[str, Any]] | None:

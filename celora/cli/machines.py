@@ -121,6 +121,7 @@ def label(
     as_json: AsJson = False,
 ) -> None:
     """Label a GPU, for jobs that ask for it with --gpu-labels."""
+    from models.abilities import PREFIX
     from models.queries.gpus import set_labels
     from models.session import transaction
 
@@ -128,6 +129,10 @@ def label(
     for name, equals, value in given:
         if not (name and equals):
             raise InputError(f"{name}{equals}{value} is not KEY=VALUE", remedy="write zone=a")
+        if name.startswith(PREFIX):
+            raise InputError(
+                f"{name} is what a worker says of itself", remedy="choose a name without celora/"
+            )
     host, index = _gpu_name(gpu)
     with transaction() as session:
         changed = set_labels(

@@ -23,6 +23,7 @@ LLAMA_8B = Architecture(
     vocabulary=128_256,
     attention_heads=32,
     key_value_heads=8,
+    head_width=128,
     feed_forward=14_336,
     tied=False,
 )
@@ -48,6 +49,7 @@ DEMO_BASE = Architecture(
     vocabulary=422,
     attention_heads=16,
     key_value_heads=16,
+    head_width=8,
     feed_forward=384,
     tied=True,
 )

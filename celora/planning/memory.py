@@ -43,12 +43,13 @@ class Architecture:
     vocabulary: int
     attention_heads: int
     key_value_heads: int
+    head_width: int
     feed_forward: int
     tied: bool
 
     @property
     def key_value_width(self) -> int:
-        return self.hidden // self.attention_heads * self.key_value_heads
+        return self.head_width * self.key_value_heads
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ def describe(config_path: str, fields: dict[str, Any], *, trust: bool) -> dict[s
         "vocabulary": text.vocab_size,
         "attention_heads": text.num_attention_heads,
         "key_value_heads": getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        "head_width": getattr(text, "head_dim", None)
+        or text.hidden_size // text.num_attention_heads,
         "feed_forward": _feed_forward(text),
         "tied": bool(getattr(text, "tie_word_embeddings", False)),
     }

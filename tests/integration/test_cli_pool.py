@@ -100,6 +100,9 @@ def test_labels_are_set_and_taken_away(celora: Celora) -> None:
     code, _, err = celora("label", "host:0", "zone")
     assert code == 2
     assert "KEY=VALUE" in err
+    code, _, err = celora("label", "host:0", "celora/pod=yes")
+    assert code == 2
+    assert "what a worker says of itself" in err
 
 
 @pytest.mark.parametrize("gpu", ["host:9", "elsewhere:", "host:x"])

@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import text
 
 import celora
+from celora.api.job_answers import job_answer
 from celora.cli.output import print_json
-from models.queries import forecasts, retention
+from models.queries import forecasts, jobs, retention
 from models.queries.waiting import why_waiting
 from models.session import transaction
 from models.states import JobState, Outcome, Stage
@@ -55,6 +56,8 @@ def test_a_row_that_cannot_be_read_holds_up_nobody(
     assert [one.id for one in listed] == [good, first]
     print_json(listed)
     assert first in capsys.readouterr().out
+    with transaction() as session:
+        assert job_answer(jobs.get_job(session, first), {}).id == first
     # The GPU goes to the one behind as soon as the broken one was looked at.
     assert [one.job_id for one in place()] == [first]
     assert claim(first, Stage.TRAIN) is None

@@ -160,6 +160,16 @@ def test_what_is_known_of_llama_is_counted_from_its_configuration(
     assert architecture_of(spec(tmp_path)) == known
 
 
+@pytest.mark.slow
+def test_heads_may_be_wider_than_their_part_of_the_hidden_size(
+    base: Path, counted: Architecture, tmp_path: Path
+) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head_dim": 2 * counted.head_width}))
+    wide = architecture_of(spec(tmp_path))
+    assert wide.key_value_width == 2 * counted.key_value_width
+
+
 def model_bytes(model: Any) -> int:
     """Weights with what their quantisation keeps beside them."""
     total = 0
