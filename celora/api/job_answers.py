@@ -302,7 +302,7 @@ def _error(record: Mapping[str, Any] | None) -> JobError | None:
 
 
 def _spec(job: Job) -> JobSpec:
-    """As the row has it. One that cannot be read is told with the usual numbers, for a list must not
+    """As the row has it. One that cannot be read is told with the usual numbers, as a list must not
     fail because of it; the worker that claims the job fails it in words."""
     try:
         return stored_spec(job.spec)
