@@ -25,10 +25,10 @@ venv: ## set up .venv (the other targets do so by themselves)
 demo: venv ## fine-tune a tiny model here and now, and see it learn
 	@$(BIN)/celora demo
 
-# Three modules at a time: most tests wait for processes, and two cores would idle half of the time.
+# Four modules at a time: most tests wait for processes, and two cores would idle half of the time.
 # What failed is tried once more, alone, and named: see docs/decisions/0029.
 test: venv ## run the tests, against a real RabbitMQ and a real Postgres
-	@$(RUN) pytest -m "not slow" -n 3 --dist loadfile --durations 15 $(ARGS) || { \
+	@$(RUN) pytest -m "not slow" -n 4 --dist loadfile --durations 15 $(ARGS) || { \
 		code=$$?; [ $$code -eq 1 ] || exit $$code; \
 		echo "Once more, alone, what failed above:"; \
 		$(RUN) pytest -m "not slow" --last-failed --last-failed-no-failures none -rA $(ARGS); }

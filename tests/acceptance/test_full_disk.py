@@ -86,6 +86,7 @@ def test_the_trainer_says_what_found_no_room(
         assert isinstance(next_one, Trained), next_one
 
 
+@pytest.mark.slow
 @pytest.mark.fault(20)
 @pytest.mark.broker
 @pytest.mark.timeout(600)

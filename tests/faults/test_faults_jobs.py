@@ -137,8 +137,10 @@ def test_a_failed_stage_stops_the_chain(pool: Stack, observe: Observe) -> None:
 def test_failed_preparation_never_reaches_a_gpu(
     pool: Stack, tmp_path: Path, observe: Observe
 ) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}')
     with transaction() as session:
-        spec = {"base_model": str(tmp_path / "none"), "dataset": "rows.jsonl"}
+        spec = {"base_model": str(tmp_path / "none"), "dataset": str(rows)}
         wanted = JobSpec.model_validate(spec)
         job_id = jobs.insert_job(session, wanted, tenant="default", user="ada").id
     failed = in_state(pool, job_id, "failed")

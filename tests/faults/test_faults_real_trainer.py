@@ -216,6 +216,7 @@ def test_a_killed_worker_takes_the_real_trainer_along(
     steps_once(job_id, 600)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(14, 16)
 def test_it_is_cancelled_and_drained(pool: Stack, fields: dict[str, Any]) -> None:
     endless = fields | {"max_steps": 100_000, "checkpoint_every_steps": 100_000}

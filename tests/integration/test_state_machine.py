@@ -567,7 +567,7 @@ def _audited(database: str) -> None:
 
 @pytest.mark.usefixtures("_audited")
 def test_the_pool_keeps_its_promises() -> None:
-    play(runs=10, steps=40, derandomize=True)
+    play(runs=6, steps=40, derandomize=True)
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     assert first != other
 
 
+@pytest.mark.slow
 def test_the_demos_base_reports_its_pretraining_and_appears_when_it_is_whole(
     tmp_path: Path,
 ) -> None:

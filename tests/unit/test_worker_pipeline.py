@@ -70,7 +70,7 @@ def test_a_folder_broker_is_private(tmp_path: Path) -> None:
     assert options["data_folder_in"] == options["data_folder_out"]
     for name in ("data_folder_in", "control_folder", "processed_folder"):
         assert stat.S_IMODE(Path(options[name]).stat().st_mode) == 0o700
-    assert settings["broker_url"] == "filesystem://"
+    assert settings["broker_url"].startswith("filesystem://")
 
 
 def _set_up(url: str) -> None:
